@@ -8,6 +8,8 @@
     ├── NotFound            no such message, mailbox or app in this app's reach
     ├── WrongState          the thing exists, but cannot do that now; says what it is doing
     ├── Unavailable         PostgreSQL does not answer; nothing was stored; try again later
+    ├── CannotOpen          stored data cannot be decrypted: damaged, or not where it belongs; restore it from a backup
+    │   └── UnknownKey          its key is not in this process's ring: give it the key file with that key
     └── MailboxDisconnected the mailbox waits for its owner (`outtray mailbox reconnect`)
 
     SettingsError           a setting or key is missing or wrong: the process must not start
@@ -69,6 +71,22 @@ class WrongState(OuttrayError):
 
 class Unavailable(OuttrayError):
     """PostgreSQL does not answer, so nothing was stored. Try again; the same idempotency key makes that safe."""
+
+
+class CannotOpen(OuttrayError):
+    """A sealed value does not open: it is damaged, or was put where it does not belong. Nothing of it is shown."""
+
+    def __init__(self, ring: str, why: str) -> None:
+        super().__init__(f"a value sealed by the ring {ring!r} cannot be opened: {why}")
+        self.ring = ring
+
+
+class UnknownKey(CannotOpen):
+    """The key that sealed a value is not in this process's ring. Give it the key file that has it; nothing is lost."""
+
+    def __init__(self, ring: str, key_id: str) -> None:
+        super().__init__(ring, f"its key {key_id!r} is not in this process's key file")
+        self.key_id = key_id
 
 
 class MailboxDisconnected(OuttrayError):

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outtray_schema.errors import SettingsError
@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(None, description="Redis or Valkey, e.g. redis://cache:6379/0. Unset: the embedded server")
     data_folder: Path = Field(default_factory=default_data_folder, description="Embedded services, their keys, and the spool")
     key_file: Path | None = Field(None, description="Key rings as JSON, made by `outtray keys new`. Embedded: data folder/keys.json")
+    keys: SecretStr | None = Field(None, description="The key file's JSON itself, where a file cannot be mounted; wins over the file")
     app: str = Field("default", description="The app that the client and the command line speak for")
     log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for collectors")
 
@@ -108,6 +109,9 @@ class Settings(BaseSettings):
     backoff_cap: Duration = Field(timedelta(minutes=15), description="Longest wait of a message")
     park_cap: Duration = Field(timedelta(hours=1), description="Longest wait of a mailbox whose provider named no time")
     park_hint_cap: Duration = Field(timedelta(hours=24), description="A provider's own wish is believed up to this")
+
+    # ── tests ───────────────────────────────────────────────────────────────────────────────────────────────────
+    crash_at: str | None = Field(None, description="For fault tests only: the named point at which a worker kills itself")
 
     # ── SMTP ────────────────────────────────────────────────────────────────────────────────────────────────────
     smtp_clear_loopback: bool = Field(False, description="Allow SMTP without TLS, to loopback addresses only: for the sandbox")

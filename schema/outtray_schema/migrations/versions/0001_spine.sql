@@ -261,3 +261,14 @@ CREATE FUNCTION outtray.earliest_due(box uuid) RETURNS timestamptz LANGUAGE sql 
           AND NOT outtray.tag_paused(m.app_id, m.tags)
         ORDER BY m.due_at LIMIT 1) AS first
 $$;
+
+-- Is any recipient of this message on the app's suppression list?
+CREATE FUNCTION outtray.suppressed(app uuid, message uuid) RETURNS boolean LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT EXISTS (
+        SELECT FROM outtray.recipient r JOIN outtray.suppression s ON s.app_id = app AND s.address_index = r.address_index
+        WHERE r.message_id = message)
+$$;
+
+-- A time that may not come before another; NULL (nothing to do) stays NULL, whatever the bound.
+CREATE FUNCTION outtray.not_before(at timestamptz, bound timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
+    $$ SELECT CASE WHEN at IS NOT NULL THEN greatest(at, bound) END $$;

@@ -1,0 +1,116 @@
+"""Publishing wakes: the hint in Redis, after the commit, that a mailbox has mail due. Losing one only delays.
+
+Redis is never waited for longer than `redis_timeout`, and after a failure not asked again for five seconds: an enqueue
+that is committed has succeeded, and the dispatcher's sweep finds what no wake told of.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from outtray.plan import Wakes
+from outtray_schema import wakes as hints
+from outtray_schema.settings import Settings
+
+log = logging.getLogger("outtray.wakes")
+
+QUIET = 5.0
+"""Seconds without another try after Redis did not answer."""
+CHUNK = 1000
+"""Mailboxes in one ZADD."""
+
+
+class Circuit:
+    """Whether to ask Redis at all: not for `QUIET` seconds after a failure, and one warning for each such pause."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._closed_until = float("-inf")
+
+    @property
+    def lets_pass(self) -> bool:
+        return self._clock() >= self._closed_until
+
+    def failed(self, error: Exception, mailboxes: int) -> None:
+        self._closed_until = self._clock() + QUIET
+        # The error's class only: its text may quote the server's address with credentials in it.
+        log.warning(
+            "Redis did not take the wakes of %d mailbox(es) (%s); the sweep will find their mail. Not asking again for %d s",
+            mailboxes,
+            type(error).__name__,
+            QUIET,
+        )
+
+
+def _chunks(due: Wakes) -> Iterator[dict[str, float]]:
+    pairs = iter(hints.zadd_arguments(due).items())
+    while chunk := dict(islice(pairs, CHUNK)):
+        yield chunk
+
+
+class WakePublisher:
+    """Publishes wakes, blocking for at most `redis_timeout`. Safe to share between threads and over a fork."""
+
+    def __init__(self, settings: Settings, circuit: Circuit | None = None) -> None:
+        self._circuit = circuit or Circuit()
+        seconds = settings.redis_timeout.total_seconds()
+        self._redis = redis.Redis.from_url(
+            redis_url(settings),
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    def publish(self, due: Wakes) -> None:
+        """Tell of these mailboxes; an earlier time that is already known wins. Never raises for Redis's sake."""
+        if not due or not self._circuit.lets_pass:
+            return
+        try:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for chunk in _chunks(due):
+                    pipeline.zadd(hints.KEY, chunk, lt=True)  # type: ignore[arg-type]
+                pipeline.execute()
+        except (RedisError, OSError) as error:
+            self._circuit.failed(error, len(due))
+
+    def close(self) -> None:
+        self._redis.close()
+
+
+class AsyncWakePublisher:
+    """`WakePublisher`, awaiting; belongs to one event loop."""
+
+    def __init__(self, settings: Settings, circuit: Circuit | None = None) -> None:
+        self._circuit = circuit or Circuit()
+        seconds = settings.redis_timeout.total_seconds()
+        self._redis = redis.asyncio.Redis.from_url(
+            redis_url(settings),
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            retry=AsyncRetry(NoBackoff(), 0),
+        )
+
+    async def publish(self, due: Wakes) -> None:
+        """Tell of these mailboxes; an earlier time that is already known wins. Never raises for Redis's sake."""
+        if not due or not self._circuit.lets_pass:
+            return
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for chunk in _chunks(due):
+                    pipeline.zadd(hints.KEY, chunk, lt=True)  # type: ignore[arg-type]
+                await pipeline.execute()
+        except (RedisError, OSError) as error:
+            self._circuit.failed(error, len(due))
+
+    async def close(self) -> None:
+        await self._redis.aclose()

@@ -1,0 +1,134 @@
+"""Claim: a round's free mailboxes become turns, each under a fence of its own (protocol, rule 3).
+
+Two claims of one mailbox can never both succeed: the conditions stand on the locked and updated row itself. What the
+turn may send is read by a *later* statement, hence in a later snapshot, so that every gate of an earlier fence is in it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+
+# Locks the round's mailboxes in the order of their ids. A parked mailbox needs no condition of its own: `next_at` is
+# never earlier than `parked_until`. A turn whose lease ran out counts as dead, whoever notices it first.
+CLAIM = """
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now), free AS (
+    SELECT m.id FROM outtray.mailbox m, t
+    WHERE m.id = ANY(%(ids)s) AND m.status = 'active' AND m.next_at <= t.now
+      AND (m.turn_until IS NULL OR m.turn_until <= t.now) AND NOT outtray.switched_off(m.app_id, m.provider)
+    ORDER BY m.id FOR NO KEY UPDATE OF m)
+UPDATE outtray.mailbox m
+SET turn_fence = m.turn_fence + 1, turn_until = t.now + %(lease)s, turn_worker = %(worker)s,
+    dead_turns = m.dead_turns + (m.turn_until IS NOT NULL)::int, next_at = NULL, round_at = NULL
+FROM free, t
+WHERE m.id = free.id AND m.status = 'active' AND m.next_at <= t.now
+  AND (m.turn_until IS NULL OR m.turn_until <= t.now)
+RETURNING m.id, m.app_id, m.provider, m.provider_app, m.host, m.server, m.address, m.credentials, m.credentials_version,
+    m.plan, m.limits, m.turn_fence AS fence, m.dead_turns, m.parks,
+    EXISTS (SELECT FROM outtray.mailbox_budget b WHERE b.mailbox_id = m.id) AS has_budgets
+"""
+
+# Reads what each claimed mailbox has due, by priority and then by due time; locks nothing.
+DUE = """
+SELECT m.mailbox_id, m.id, m.version, m.priority, m.due_at, m.attempt, m.prepares, m.handover, m.failing_since,
+    m.give_up_after, m.recipients, m.external, m.size, m.rfc_message_id, t.now
+FROM (SELECT outtray.outtray_now() AS now) t, unnest(%(ids)s::uuid[]) AS box (id),
+    (VALUES (0::smallint), (1::smallint), (2::smallint)) AS p (priority), LATERAL (
+    SELECT * FROM outtray.message m
+    WHERE m.mailbox_id = box.id AND m.priority = p.priority AND m.state = 'queued' AND m.due_at <= t.now
+      AND (m.expires_at IS NULL OR m.expires_at > t.now) AND NOT outtray.tag_paused(m.app_id, m.tags)
+    ORDER BY m.due_at, m.id LIMIT %(limit)s) AS m
+"""
+
+# Gives picked mailboxes back unclaimed: their host holds its share of this engine, or the engine stops.
+GIVE_BACK = """
+WITH box AS (
+    SELECT id FROM outtray.mailbox WHERE id = ANY(%(ids)s) AND turn_until IS NULL AND next_at IS NOT NULL
+    ORDER BY id FOR NO KEY UPDATE)
+UPDATE outtray.mailbox m SET round_at = NULL, next_at = greatest(m.next_at, outtray.outtray_now() + %(pause)s)
+FROM box WHERE m.id = box.id
+"""
+
+HOSTS = "SELECT id, host FROM outtray.mailbox WHERE id = ANY(%(ids)s)"
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedMailbox:
+    """A mailbox under this process's fence, as the claim returned it. Sealed fields are still encrypted."""
+
+    id: UUID
+    app_id: UUID
+    provider: str
+    provider_app: str | None
+    host: str
+    server: Mapping[str, Any]
+    address: bytes = field(repr=False)
+    credentials: bytes | None = field(repr=False)
+    credentials_version: int
+    plan: str
+    limits: Mapping[str, Any]
+    fence: int
+    dead_turns: int
+    parks: int
+    has_budgets: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DueMessage:
+    """A queued message as the turn read it. `version` and `handover` are what the gate must still find."""
+
+    mailbox_id: UUID
+    id: UUID
+    version: int
+    priority: int
+    due_at: datetime
+    attempt: int
+    prepares: int
+    handover: int
+    failing_since: datetime | None
+    give_up_after: timedelta | None
+    recipients: int
+    external: int
+    size: int
+    rfc_message_id: str
+    now: datetime
+
+
+async def claim(
+    connection: AsyncConnection[Any], ids: Sequence[UUID], lease: timedelta, worker: str
+) -> list[ClaimedMailbox]:
+    """Claim the free and due ones of `ids`. If the answer is lost, the claim is left to its lease, never guessed."""
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(CLAIM, {"ids": list(ids), "lease": lease, "worker": worker})
+        return [ClaimedMailbox(**row) for row in await cursor.fetchall()]
+
+
+async def read_due(connection: AsyncConnection[Any], ids: Sequence[UUID], limit: int) -> dict[UUID, list[DueMessage]]:
+    """Each mailbox's due messages in the order of sending: priority, due time, id; at most `limit` each."""
+    due: dict[UUID, list[DueMessage]] = defaultdict(list)
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(DUE, {"ids": list(ids), "limit": limit})
+        async for row in cursor:
+            due[row["mailbox_id"]].append(DueMessage(**row))
+    for messages in due.values():
+        messages.sort(key=lambda message: (message.priority, message.due_at, message.id))
+        del messages[limit:]
+    return due
+
+
+async def give_back(connection: AsyncConnection[Any], ids: Sequence[UUID], pause: timedelta) -> None:
+    """Return mailboxes that were picked for us but that we do not claim; they may be picked again after `pause`."""
+    await connection.execute(GIVE_BACK, {"ids": list(ids), "pause": pause})
+
+
+async def read_hosts(connection: AsyncConnection[Any], ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Which provider host each mailbox talks to."""
+    cursor = await connection.execute(HOSTS, {"ids": list(ids)})
+    return dict(await cursor.fetchall())

@@ -1,0 +1,153 @@
+"""Reading message content for the turns of one process: in groups, ahead of need, and within a bound on memory.
+
+Turns that need content at the same time share one statement. Content above 1 MiB is streamed in pieces, so that a
+worker holds at most `OUTTRAY_CONTENT_MEMORY` of it, however large the messages are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg_pool import AsyncConnectionPool
+
+from outtray_schema.content import CHUNK, Head, open_body, open_chunk, open_head
+from outtray_schema.vault import Vault
+from outtray_worker.claim import DueMessage
+
+READ = "SELECT message_id, head, body FROM outtray.content WHERE message_id = ANY(%s)"
+READ_CHUNK = "SELECT data FROM outtray.content_chunk WHERE message_id = %s AND n = %s"
+
+STREAMED = 3 * CHUNK
+"""Bytes counted for a streamed message: the sealed piece, the opened one, and what the socket still holds."""
+
+GROUP = 64
+"""Contents read by one statement at most."""
+
+
+class ContentMissing(Exception):
+    """The message has no content: it was erased. Nothing can be sent; the message fails."""
+
+
+@dataclass(slots=True)
+class Content:
+    """One message's envelope and frozen bytes. Release it once the attempt is over."""
+
+    message_id: UUID
+    head: Head
+    held: int
+    _reader: ContentReader
+    _inline: bytes | None
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The frozen MIME from its beginning, in pieces of at most 1 MiB."""
+        if self._inline is not None:
+            yield self._inline
+            return
+        number = 0
+        while (piece := await self._reader.read_chunk(self.message_id, number)) is not None:
+            yield piece
+            number += 1
+
+    def release(self) -> None:
+        held, self.held = self.held, 0
+        self._reader.give_back(held)
+
+
+class ContentReader:
+    """Hands content to turns. `run()` is the process's one reading loop."""
+
+    def __init__(self, pool: AsyncConnectionPool[Any], vault: Vault, memory: int) -> None:
+        self._pool = pool
+        self._vault = vault
+        self._memory = memory
+        self._held = 0
+        self._room = asyncio.Condition()
+        self._wanted: deque[tuple[DueMessage, int, asyncio.Future[Content]]] = deque()
+        self._more = asyncio.Event()
+
+    def has_room(self, message: DueMessage) -> bool:
+        """Whether the content can be read ahead without waiting for another turn's."""
+        return self._held + self._cost(message) <= self._memory
+
+    async def load(self, message: DueMessage) -> Content:
+        """Read one message's content; waits for memory first. Raises `ContentMissing`."""
+        cost = self._cost(message)
+        async with self._room:
+            await self._room.wait_for(lambda: self._held == 0 or self._held + cost <= self._memory)
+            self._held += cost
+        try:
+            return await self._read(message, cost)
+        except BaseException:
+            self.give_back(cost)
+            raise
+
+    async def _read(self, message: DueMessage, cost: int) -> Content:
+        future: asyncio.Future[Content] = asyncio.get_running_loop().create_future()
+        self._wanted.append((message, cost, future))
+        self._more.set()
+        return await future
+
+    def give_back(self, held: int) -> None:
+        """Return memory that `load` took."""
+        if held:
+            self._held -= held
+            self._notify = asyncio.ensure_future(self._tell())
+
+    async def _tell(self) -> None:
+        async with self._room:
+            self._room.notify_all()
+
+    async def run(self) -> None:
+        """Serve `load` in groups, for ever."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while self._wanted:
+                group = [self._wanted.popleft() for _ in range(min(len(self._wanted), GROUP))]
+                await self._serve(group)
+
+    async def _serve(self, group: list[tuple[DueMessage, int, asyncio.Future[Content]]]) -> None:
+        try:
+            async with self._pool.connection() as connection:
+                ids = [message.id for message, _, _ in group]
+                cursor = await connection.execute(READ, [ids], binary=True, prepare=True)
+                found = {row[0]: row[1:] for row in await cursor.fetchall()}
+        except Exception as error:
+            for _, _, future in group:
+                with contextlib.suppress(asyncio.InvalidStateError):
+                    future.set_exception(error)
+            return
+        for message, cost, future in group:
+            if not future.done():
+                self._answer(message, cost, future, found.get(message.id))
+
+    def _answer(
+        self, message: DueMessage, cost: int, future: asyncio.Future[Content], row: tuple[bytes, bytes | None] | None
+    ) -> None:
+        if row is None:
+            future.set_exception(ContentMissing("the content was erased"))
+            return
+        try:
+            head = open_head(self._vault, message.id, row[0])
+            body = open_body(self._vault, message.id, row[1]) if row[1] is not None else None
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            future.set_result(Content(message.id, head, cost, self, body))
+
+    async def read_chunk(self, message_id: UUID, number: int) -> bytes | None:
+        """One opened piece of a streamed message; None past its end."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(READ_CHUNK, [message_id, number], binary=True)
+            row = await cursor.fetchone()
+        return open_chunk(self._vault, message_id, number, row[0]) if row else None
+
+    @staticmethod
+    def _cost(message: DueMessage) -> int:
+        return 2 * message.size if message.size <= CHUNK else STREAMED

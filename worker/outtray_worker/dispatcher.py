@@ -1,0 +1,169 @@
+"""The dispatcher: wakes become due mailboxes, due mailboxes become rounds, and time is kept.
+
+It may run in any number of copies; every step is a conditional write that skips what another copy holds. Redis brings
+hints and takes rounds. While it is away, everything else here goes on, and workers pick mailboxes themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import redis.asyncio
+import structlog
+from psycopg import AsyncConnection
+from redis.exceptions import RedisError
+
+from outtray_schema import wakes
+from outtray_schema.settings import Settings
+from outtray_worker.deadline import Deadline
+from outtray_worker.heartbeat import EVERY, beat, leave
+from outtray_worker.pick import arm, pick, unpick
+from outtray_worker.prune import prune
+from outtray_worker.rounds import Rounds
+from outtray_worker.sweep import sweep
+from outtray_worker.tend import tend
+
+log = structlog.get_logger()
+
+WAKES_AT_ONCE = 1000
+TROUBLE_PAUSE = 0.5
+"""Seconds that a loop rests after PostgreSQL or Redis failed it."""
+
+FULL_PAUSE = 0.02
+"""Seconds until a full queue of rounds is looked at again: workers empty it in tens of milliseconds."""
+
+Connect = Callable[[], Awaitable[AsyncConnection[Any]]]
+
+
+class Dispatcher:
+    """One process's dispatcher. `run()` returns once `stop()` was called and nothing is half done."""
+
+    def __init__(self, settings: Settings, connect: Connect, broker: redis.asyncio.Redis, rounds: Rounds) -> None:
+        self._settings = settings
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._connect = connect
+        self._redis = broker
+        self._rounds = rounds
+        self._due = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._redis_away = False
+
+    async def run(self) -> None:
+        """Run every loop until `stop()`; a loop that PostgreSQL or Redis fails rests and goes on."""
+        loops = (self._take_wakes, self._publish, self._tend, self._sweep, self._prune, self._beat)
+        async with asyncio.TaskGroup() as group:
+            for loop in loops:
+                group.create_task(self._for_ever(loop))
+        with contextlib.suppress(psycopg.Error):
+            async with await self._connect() as connection:
+                await leave(connection, self._name)
+
+    def stop(self) -> None:
+        """Ask every loop to end after its present step."""
+        self._stopping.set()
+        self._due.set()
+
+    async def _for_ever(self, step: Callable[[AsyncConnection[Any]], Awaitable[float]]) -> None:
+        """Run a step again and again on a connection of its own; a step returns its rest in seconds."""
+        connection: AsyncConnection[Any] | None = None
+        while not self._stopping.is_set():
+            try:
+                if connection is None or connection.closed:
+                    connection = await self._connect()
+                rest = await step(connection)
+            except (psycopg.Error, RedisError, OSError) as error:
+                log.warning("a step of the dispatcher failed", step=step.__name__, error=type(error).__name__)
+                rest = TROUBLE_PAUSE
+            await self._rest(rest)
+        if connection is not None:
+            await connection.close()
+
+    async def _rest(self, seconds: float) -> None:
+        if seconds:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stopping.wait()
+
+    # ── wakes and rounds ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _take_wakes(self, connection: AsyncConnection[Any]) -> float:
+        taken = await self._pop_wakes()
+        if taken:
+            await arm(connection, taken)
+            if min(taken.values()) <= datetime.now(UTC):
+                self._due.set()
+        return 0.0
+
+    async def _pop_wakes(self) -> dict[UUID, datetime]:
+        try:
+            first = await self._redis.bzpopmin([wakes.KEY], timeout=1)
+            pairs = [first[1:], *await self._redis.zpopmin(wakes.KEY, WAKES_AT_ONCE)] if first else []
+        except (RedisError, OSError):
+            self._redis_away = True
+            raise
+        self._redis_away = False
+        return wakes.parse(pairs)
+
+    async def _publish(self, connection: AsyncConnection[Any]) -> float:
+        self._due.clear()
+        room = self._settings.round_backlog - await asyncio.to_thread(self._rounds.waiting)
+        picked: list[UUID] = []
+        if room > 0:
+            size = self._settings.round_mailboxes
+            picked = await pick(connection, room * size, self._settings.round_again)
+            await self._send(connection, picked)
+        if room <= 0:
+            await self._rest(FULL_PAUSE)
+        elif not picked:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.pick_every.total_seconds()):
+                    await self._due.wait()
+        return 0.0
+
+    async def _send(self, connection: AsyncConnection[Any], picked: list[UUID]) -> None:
+        size = self._settings.round_mailboxes
+        for start in range(0, len(picked), size):
+            try:
+                await asyncio.to_thread(self._rounds.publish, picked[start : start + size])
+            except Exception:
+                await unpick(connection, picked[start:])
+                raise
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _tend(self, connection: AsyncConnection[Any]) -> float:
+        moved = await tend(connection, self._settings.settle_time)
+        if any(moved.values()):
+            log.info("tended", **{name.replace(" ", "_"): count for name, count in moved.items() if count})
+            self._due.set()
+        return self._settings.tend_every.total_seconds()
+
+    async def _sweep(self, connection: AsyncConnection[Any]) -> float:
+        armed = await sweep(connection)
+        if armed:
+            log.info("lost wakes found", mailboxes=armed)
+            self._due.set()
+        next_sweep = Deadline.after(self._settings.sweep_every)
+        while not self._stopping.is_set() and not next_sweep.passed:
+            impatient = self._settings.sweep_every_without_redis if self._redis_away else self._settings.sweep_every
+            started = next_sweep.at - self._settings.sweep_every.total_seconds()
+            if Deadline(started + impatient.total_seconds()).passed:
+                break
+            await self._rest(min(1.0, max(0.01, next_sweep.left())))
+        return 0.0
+
+    async def _beat(self, connection: AsyncConnection[Any]) -> float:
+        await beat(connection, self._name, "dispatcher", {"redis": not self._redis_away})
+        return EVERY
+
+    async def _prune(self, connection: AsyncConnection[Any]) -> float:
+        await prune(connection, self._settings)
+        return self._settings.prune_every.total_seconds()

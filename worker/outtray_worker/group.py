@@ -1,0 +1,407 @@
+"""The group's one transaction: lock the mailboxes, pass gates and write outcomes, move the mailboxes.
+
+    LOCK    takes the mailboxes' rows in the order of their ids, with fence and status in the condition (rule 4). A claim
+            waits for it, and so the claim's ledger sees what is gated here.
+    WRITE   a second statement and hence a snapshot taken *after* the lock wait, so that a pause or a suppression
+            committed during that wait is seen (rule 10). One conditional write per message; journal and events with it.
+    MOVE    parks, holds and ends of turns (rule 8), seeing what WRITE did.
+
+Every write names its handover by number, never by state alone: attempts can be given back, the number only rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
+
+from outtray_schema.outcome import Evidence
+
+LOCK = """
+SELECT m.id, m.turn_fence, m.status = 'active' AND m.turn_until > outtray.outtray_now() AS open
+FROM outtray.mailbox m WHERE m.id = ANY(%s) ORDER BY m.id FOR NO KEY UPDATE
+"""
+
+# `gated`: the live message, and everything that may have changed since the turn read it. The wait that follows a
+#   passed gate is counted in the ledger from its end (rule 14), so `counted_at` begins at its latest possible end.
+# `recorded`: by handover number, while it is open (or was only inferred to be unknown: a definite answer is evidence).
+# `refused`: what ended in preparation, before any handover: by version.
+WRITE = """
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
+gated AS (
+    UPDATE outtray.message m
+    SET state = 'handing_over', version = m.version + 1, attempt = m.attempt + 1, prepares = 0,
+        handover = m.handover + 1, handed_at = t.now, handover_until = t.now + g.within, handover_end = NULL,
+        handover_fence = g.fence, counted_at = t.now + g.within, reason = NULL
+    FROM unnest(%(gate_id)b::uuid[], %(gate_fence)b::bigint[], %(gate_version)b::int[], %(gate_provider)b::text[],
+                %(gate_within)b::interval[]) AS g (id, fence, version, provider, within), t
+    WHERE m.id = g.id AND m.state = 'queued' AND m.version = g.version AND m.due_at <= t.now
+      AND (m.expires_at IS NULL OR m.expires_at > t.now) AND m.cancel_asked_at IS NULL
+      AND NOT outtray.switched_off(m.app_id, g.provider) AND NOT outtray.tag_paused(m.app_id, m.tags)
+      AND NOT outtray.suppressed(m.app_id, m.id)
+    RETURNING m.id, m.mailbox_id, m.app_id, m.handover),
+recorded AS (
+    UPDATE outtray.message m
+    SET state = CASE WHEN r.state = 'queued' AND m.cancel_asked_at IS NOT NULL THEN 'cancelled' ELSE r.state END,
+        version = m.version + 1,
+        attempt = m.attempt - (NOT r.spends)::int,
+        due_at = coalesce(t.now + r.again, m.due_at),
+        failing_since = CASE WHEN r.spends AND r.state <> 'sent' THEN coalesce(m.failing_since, t.now) ELSE m.failing_since END,
+        handover_end = CASE WHEN r.state <> 'unknown' THEN t.now END,
+        counted_at = CASE r.state WHEN 'sent' THEN t.now WHEN 'unknown' THEN m.counted_at END,
+        ended_at = CASE WHEN r.state IN ('sent', 'failed') OR r.state = 'queued' AND m.cancel_asked_at IS NOT NULL THEN t.now END,
+        provider_id = coalesce(r.provider_id, m.provider_id), rfc_message_id = coalesce(r.rfc_message_id, m.rfc_message_id),
+        conversation_id = coalesce(r.conversation_id, m.conversation_id), reason = r.reason, evidence = r.evidence
+    FROM unnest(%(rec_id)b::uuid[], %(rec_handover)b::int[], %(rec_state)b::text[], %(rec_spends)b::bool[],
+                %(rec_again)b::interval[], %(rec_reason)b::text[], %(rec_provider_id)b::text[],
+                %(rec_rfc_message_id)b::text[], %(rec_conversation_id)b::text[], %(rec_evidence)b::jsonb[], %(rec_kind)b::text[])
+         AS r (id, handover, state, spends, again, reason, provider_id, rfc_message_id, conversation_id, evidence, kind), t
+    WHERE m.id = r.id AND m.handover = r.handover
+      AND (m.state = 'handing_over' OR m.state = 'unknown' AND r.state <> 'unknown')
+    RETURNING m.id, m.mailbox_id, m.app_id, m.handover, m.state, m.reason, m.evidence, r.kind),
+refused AS (
+    UPDATE outtray.message m
+    SET state = r.state, version = m.version + 1, attempt = m.attempt + r.spends::int,
+        prepares = CASE WHEN r.counts THEN m.prepares + 1 ELSE 0 END,
+        due_at = coalesce(t.now + r.again, m.due_at),
+        failing_since = CASE WHEN r.spends THEN coalesce(m.failing_since, t.now) ELSE m.failing_since END,
+        ended_at = CASE WHEN r.state <> 'queued' THEN t.now END,
+        reason = coalesce(r.reason, m.reason), evidence = coalesce(r.evidence, m.evidence)
+    FROM unnest(%(ref_id)b::uuid[], %(ref_version)b::int[], %(ref_state)b::text[], %(ref_spends)b::bool[],
+                %(ref_counts)b::bool[], %(ref_again)b::interval[], %(ref_reason)b::text[], %(ref_evidence)b::jsonb[],
+                %(ref_kind)b::text[])
+         AS r (id, version, state, spends, counts, again, reason, evidence, kind), t
+    WHERE m.id = r.id AND m.state = 'queued' AND m.version = r.version
+    RETURNING m.id, m.mailbox_id, m.app_id, m.version, m.state, m.reason, m.evidence, r.kind),
+noted AS (
+    INSERT INTO outtray.journal (at, message_id, mailbox_id, kind, handover, detail)
+    SELECT t.now, id, mailbox_id, 'gate', handover, NULL FROM gated, t
+    UNION ALL
+    SELECT t.now, id, mailbox_id, kind, handover, jsonb_strip_nulls(jsonb_build_object('state', state, 'reason', reason, 'evidence', evidence)) FROM recorded, t
+    UNION ALL
+    SELECT t.now, id, mailbox_id, kind, NULL, jsonb_strip_nulls(jsonb_build_object('state', state, 'reason', reason, 'evidence', evidence)) FROM refused, t
+    WHERE kind <> 'preparing'),
+told AS (
+    INSERT INTO outtray.event (at, app_id, mailbox_id, message_id, kind, data)
+    SELECT t.now, app_id, mailbox_id, id, state, jsonb_strip_nulls(jsonb_build_object('reason', reason)) FROM (
+        SELECT app_id, mailbox_id, id, state, reason, kind FROM recorded
+        UNION ALL SELECT app_id, mailbox_id, id, state, reason, kind FROM refused) AS changed, t
+    WHERE state <> 'queued' OR kind = 'retry')
+SELECT 'gate' AS what, id, handover AS number FROM gated
+UNION ALL SELECT 'record', id, handover FROM recorded
+UNION ALL SELECT 'refused', id, version FROM refused
+"""
+
+# `parked_until` is only ever moved forward here; a hold only takes a mailbox that is active and whose credentials are
+# still those that were refused, so it happens once and never undoes a new consent.
+MOVE = """
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
+step AS (
+    SELECT * FROM unnest(%(id)b::uuid[], %(fence)b::bigint[], %(ends)b::bool[], %(park)b::interval[], %(park_reason)b::text[],
+        %(counts)b::bool[], %(resets)b::bool[], %(hold)b::text[], %(hold_reason)b::text[], %(credentials)b::int[])
+    AS s (id, fence, ends, park, park_reason, counts, resets, hold, hold_reason, credentials)),
+moved AS (
+    UPDATE outtray.mailbox m
+    SET parked_until = CASE WHEN s.park IS NOT NULL THEN greatest(m.parked_until, t.now + s.park) ELSE m.parked_until END,
+        parked_reason = CASE WHEN s.park IS NOT NULL AND coalesce(m.parked_until < t.now + s.park, true)
+                        THEN s.park_reason ELSE m.parked_reason END,
+        parks = CASE WHEN s.counts THEN m.parks + 1 WHEN s.resets THEN 0 ELSE m.parks END,
+        status = CASE WHEN s.hold IS NOT NULL AND m.status = 'active' AND m.credentials_version = s.credentials THEN s.hold ELSE m.status END,
+        status_reason = CASE WHEN s.hold IS NOT NULL AND m.status = 'active' AND m.credentials_version = s.credentials
+                        THEN s.hold_reason ELSE m.status_reason END,
+        status_at = CASE WHEN s.hold IS NOT NULL AND m.status = 'active' AND m.credentials_version = s.credentials THEN t.now ELSE m.status_at END,
+        turn_until = CASE WHEN s.ends AND m.turn_fence = s.fence THEN NULL ELSE m.turn_until END,
+        turn_worker = CASE WHEN s.ends AND m.turn_fence = s.fence THEN NULL ELSE m.turn_worker END,
+        dead_turns = CASE WHEN s.ends AND m.turn_fence = s.fence THEN 0 ELSE m.dead_turns END,
+        next_at = CASE WHEN s.ends AND m.turn_fence = s.fence
+                  THEN outtray.not_before(least(m.next_at, outtray.earliest_due(m.id)), greatest(m.parked_until, t.now + s.park))
+                  ELSE outtray.not_before(m.next_at, t.now + s.park) END
+    FROM step s, t
+    WHERE m.id = s.id
+    RETURNING m.id, m.app_id, m.status, m.status_reason, m.parked_until, m.parked_reason, m.next_at, s.ends, s.counts,
+        s.hold IS NOT NULL AND m.status_at = t.now AS held, s.park IS NOT NULL AND m.parked_until = t.now + s.park AS parked,
+        m.next_at <= t.now AS due_now),
+noted AS (
+    INSERT INTO outtray.journal (at, mailbox_id, kind, detail)
+    SELECT t.now, id, CASE WHEN held THEN status ELSE 'parked' END,
+        jsonb_build_object('reason', CASE WHEN held THEN status_reason ELSE parked_reason END, 'until', CASE WHEN NOT held THEN parked_until END)
+    FROM moved, t WHERE held OR parked AND parked_reason <> 'pace'),
+told AS (
+    INSERT INTO outtray.event (at, app_id, mailbox_id, kind, data)
+    SELECT t.now, app_id, id, CASE WHEN held THEN 'mailbox.' || status ELSE 'mailbox.parked' END,
+        jsonb_build_object('reason', CASE WHEN held THEN status_reason ELSE parked_reason END, 'until', CASE WHEN NOT held THEN parked_until END)
+    FROM moved, t WHERE held OR parked AND parked_reason <> 'pace')
+SELECT id, due_now FROM moved WHERE ends
+"""
+
+# What a gate whose COMMIT was in doubt really did: by handover number and fence, on a new connection (rule 10).
+READ_BACK = """
+SELECT m.id, m.handover, m.handover_fence FROM outtray.message m WHERE m.id = ANY(%s)
+"""
+
+WHY = """
+SELECT m.id, m.state, m.version, m.cancel_asked_at IS NOT NULL AS cancelled, m.expires_at <= outtray.outtray_now() AS expired,
+    outtray.suppressed(m.app_id, m.id) AS suppressed
+FROM outtray.message m WHERE m.id = ANY(%s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Ask to begin a handover of the message as it was read, under the fence of the claim."""
+
+    message_id: UUID
+    mailbox_id: UUID
+    fence: int
+    version: int
+    handover: int
+    """The number that this handover will have: what was read, plus one."""
+    provider: str
+    within: timedelta
+    """How long the handover may last: from the gate to `handover_until`."""
+    budget: tuple[int, int, int] | None = None
+    """(messages, recipients, external) to spend from the mailbox's shared budgets, if it has any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The gate let the message pass; `handover` names everything that is written about it from now on."""
+
+    handover: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The gate did not let the message pass. `turn_over`: nothing else of this mailbox may pass either."""
+
+    reason: str
+    turn_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxMove:
+    """What an outcome or the end of a turn does to the mailbox."""
+
+    mailbox_id: UUID
+    fence: int
+    ends: bool = False
+    park: timedelta | None = None
+    park_reason: str | None = None
+    counts: bool = False
+    resets: bool = False
+    hold: str | None = None
+    hold_reason: str | None = None
+    credentials_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The outcome of a handover, as the table takes it. `kind` is the outcome's name in the journal."""
+
+    message_id: UUID
+    mailbox_id: UUID
+    handover: int
+    kind: str
+    state: str
+    spends: bool
+    again: timedelta | None = None
+    reason: str | None = None
+    provider_id: str | None = None
+    rfc_message_id: str | None = None
+    conversation_id: str | None = None
+    evidence: Evidence | None = None
+    move: MailboxMove | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What ended (or is counted) in preparation: nothing was handed over. Named by the version that was read."""
+
+    message_id: UUID
+    mailbox_id: UUID
+    version: int
+    kind: str
+    state: str = "queued"
+    spends: bool = False
+    counts: bool = False
+    again: timedelta | None = None
+    reason: str | None = None
+    evidence: Evidence | None = None
+    move: MailboxMove | None = None
+
+
+Item = Gate | Record | Refusal | MailboxMove
+
+
+@dataclass(slots=True)
+class GroupAnswer:
+    """What one transaction did. Keys are message ids; a message that is missing was not written."""
+
+    passed: dict[UUID, int]
+    recorded: dict[UUID, int]
+    refused: dict[UUID, int]
+    ended: dict[UUID, bool]
+    closed: set[UUID]
+    """Mailboxes whose fence is lost, or that are not active, or whose lease ran out: no gate passed for them."""
+
+
+async def write_group(connection: AsyncConnection[Any], items: Sequence[Item]) -> GroupAnswer:
+    """Write the group inside the transaction that the caller opened and will commit. Locks in the order of ids."""
+    gates = [item for item in items if isinstance(item, Gate)]
+    records = [item for item in items if isinstance(item, Record)]
+    refusals = [item for item in items if isinstance(item, Refusal)]
+    moves = [item for item in items if isinstance(item, MailboxMove)]
+    moves += [item.move for item in [*records, *refusals] if item.move is not None]
+    locked = await _lock(connection, {gate.mailbox_id for gate in gates} | {move.mailbox_id for move in moves})
+    open_gates = [gate for gate in gates if locked.get(gate.mailbox_id) == (gate.fence, True)]
+    answer = GroupAnswer({}, {}, {}, {}, {gate.mailbox_id for gate in gates} - {gate.mailbox_id for gate in open_gates})
+    if open_gates or records or refusals:
+        await _write(connection, open_gates, records, refusals, answer)
+    if moves:
+        await _move(connection, moves, answer)
+    return answer
+
+
+async def _lock(connection: AsyncConnection[Any], mailboxes: set[UUID]) -> dict[UUID, tuple[int, bool]]:
+    if not mailboxes:
+        return {}
+    cursor = await connection.execute(LOCK, [sorted(mailboxes)], prepare=True)
+    return {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
+
+
+async def _write(
+    connection: AsyncConnection[Any],
+    gates: Sequence[Gate],
+    records: Sequence[Record],
+    refusals: Sequence[Refusal],
+    answer: GroupAnswer,
+) -> None:
+    parameters = _gate_columns(gates) | _record_columns(records) | _refusal_columns(refusals)
+    cursor = await connection.execute(WRITE, parameters, prepare=True, binary=True)
+    written = {"gate": answer.passed, "record": answer.recorded, "refused": answer.refused}
+    for what, message_id, number in await cursor.fetchall():
+        written[what][message_id] = number
+
+
+async def _move(connection: AsyncConnection[Any], moves: Sequence[MailboxMove], answer: GroupAnswer) -> None:
+    parameters = _move_columns(list(_merged(moves).values()))
+    cursor = await connection.execute(MOVE, parameters, prepare=True, binary=True)
+    answer.ended.update({row[0]: bool(row[1]) for row in await cursor.fetchall()})
+
+
+def _merged(moves: Sequence[MailboxMove]) -> dict[UUID, MailboxMove]:
+    """One move per mailbox: an UPDATE touches a row once, so what several items ask of one mailbox is joined."""
+    merged: dict[UUID, MailboxMove] = {}
+    for move in moves:
+        other = merged.get(move.mailbox_id)
+        merged[move.mailbox_id] = move if other is None else _join(other, move)
+    return merged
+
+
+def _join(first: MailboxMove, second: MailboxMove) -> MailboxMove:
+    longer = max((first, second), key=lambda move: move.park or timedelta.min)
+    holder = first if first.hold else second
+    newer = max((first, second), key=lambda move: move.fence)
+    return MailboxMove(
+        first.mailbox_id,
+        newer.fence,
+        ends=newer.ends if first.fence != second.fence else first.ends or second.ends,
+        park=longer.park,
+        park_reason=longer.park_reason,
+        counts=first.counts or second.counts,
+        resets=first.resets or second.resets,
+        hold=holder.hold,
+        hold_reason=holder.hold_reason,
+        credentials_version=holder.credentials_version,
+    )
+
+
+def _gate_columns(gates: Sequence[Gate]) -> dict[str, list[Any]]:
+    return {
+        "gate_id": [gate.message_id for gate in gates],
+        "gate_fence": [gate.fence for gate in gates],
+        "gate_version": [gate.version for gate in gates],
+        "gate_provider": [gate.provider for gate in gates],
+        "gate_within": [gate.within for gate in gates],
+    }
+
+
+def _record_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    return {
+        "rec_id": [record.message_id for record in records],
+        "rec_handover": [record.handover for record in records],
+        "rec_state": [record.state for record in records],
+        "rec_spends": [record.spends for record in records],
+        "rec_again": [record.again for record in records],
+        "rec_reason": [record.reason for record in records],
+        "rec_provider_id": [record.provider_id for record in records],
+        "rec_rfc_message_id": [record.rfc_message_id for record in records],
+        "rec_conversation_id": [record.conversation_id for record in records],
+        "rec_evidence": [_jsonb(record.evidence) for record in records],
+        "rec_kind": [record.kind for record in records],
+    }
+
+
+def _refusal_columns(refusals: Sequence[Refusal]) -> dict[str, list[Any]]:
+    return {
+        "ref_id": [refusal.message_id for refusal in refusals],
+        "ref_version": [refusal.version for refusal in refusals],
+        "ref_state": [refusal.state for refusal in refusals],
+        "ref_spends": [refusal.spends for refusal in refusals],
+        "ref_counts": [refusal.counts for refusal in refusals],
+        "ref_again": [refusal.again for refusal in refusals],
+        "ref_reason": [refusal.reason for refusal in refusals],
+        "ref_evidence": [_jsonb(refusal.evidence) for refusal in refusals],
+        "ref_kind": [refusal.kind for refusal in refusals],
+    }
+
+
+def _move_columns(moves: Sequence[MailboxMove]) -> dict[str, list[Any]]:
+    return {
+        "id": [move.mailbox_id for move in moves],
+        "fence": [move.fence for move in moves],
+        "ends": [move.ends for move in moves],
+        "park": [move.park for move in moves],
+        "park_reason": [move.park_reason for move in moves],
+        "counts": [move.counts for move in moves],
+        "resets": [move.resets for move in moves],
+        "hold": [move.hold for move in moves],
+        "hold_reason": [move.hold_reason for move in moves],
+        "credentials": [move.credentials_version for move in moves],
+    }
+
+
+def _jsonb(evidence: Evidence | None) -> Jsonb | None:
+    return Jsonb(dict(evidence)) if evidence else None
+
+
+async def read_back(connection: AsyncConnection[Any], gates: Sequence[Gate]) -> dict[UUID, int]:
+    """Which of these gates are written, whatever became of the answer to their COMMIT: message id → handover."""
+    cursor = await connection.execute(READ_BACK, [[gate.message_id for gate in gates]])
+    found = {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
+    return {
+        gate.message_id: gate.handover
+        for gate in gates
+        if found.get(gate.message_id) == (gate.handover, gate.fence)
+    }
+
+
+async def why_stopped(connection: AsyncConnection[Any], gates: Sequence[Gate]) -> dict[UUID, Stopped]:
+    """Why each of these messages was not let through, as far as it can be seen now."""
+    cursor = await connection.execute(WHY, [[gate.message_id for gate in gates]])
+    return {row[0]: _reason(*row[1:]) for row in await cursor.fetchall()}
+
+
+def _reason(state: str, _version: int, cancelled: bool, expired: bool | None, suppressed: bool) -> Stopped:
+    if state != "queued":
+        return Stopped(state)
+    if suppressed:
+        return Stopped("suppressed")
+    if cancelled:
+        return Stopped("cancelled")
+    return Stopped("expired" if expired else "changed or held")

@@ -1,0 +1,72 @@
+"""Pick: which due mailboxes go into the next rounds (protocol, rule 2).
+
+Interleaved between apps, so that an app with ten thousand due mailboxes delays another app's one by no more than one
+place for each app. The dispatcher picks for the broker; a worker that has no broker picks for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+# Locks what it picks and skips what another dispatcher holds; the conditions are checked again on the locked rows.
+PICK = """
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
+candidate AS MATERIALIZED (
+    SELECT box.id, box.place, box.next_at
+    FROM outtray.app a, t, LATERAL (
+        SELECT m.id, m.next_at, row_number() OVER (ORDER BY m.next_at) AS place FROM (
+            SELECT m.id, m.next_at FROM outtray.mailbox m
+            WHERE m.app_id = a.id AND m.status = 'active' AND m.next_at <= t.now
+              AND (m.turn_until IS NULL OR m.turn_until <= t.now)
+              AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
+              AND NOT outtray.switched_off(m.app_id, m.provider)
+            ORDER BY m.next_at LIMIT %(limit)s) AS m) AS box
+    ORDER BY box.place, box.next_at LIMIT %(limit)s),
+locked AS (
+    SELECT m.id FROM outtray.mailbox m, t
+    WHERE m.id IN (SELECT id FROM candidate) AND m.status = 'active' AND m.next_at <= t.now
+      AND (m.turn_until IS NULL OR m.turn_until <= t.now) AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
+    ORDER BY m.id FOR NO KEY UPDATE OF m SKIP LOCKED)
+UPDATE outtray.mailbox m SET round_at = t.now
+FROM locked, candidate c, t WHERE m.id = locked.id AND c.id = locked.id
+RETURNING m.id, c.place, c.next_at
+"""
+
+# A round that could not be published is due again at once.
+UNPICK = """
+WITH box AS (SELECT id FROM outtray.mailbox WHERE id = ANY(%s) AND turn_until IS NULL ORDER BY id FOR NO KEY UPDATE)
+UPDATE outtray.mailbox m SET round_at = NULL FROM box WHERE m.id = box.id
+"""
+
+# A wake becomes durable. It never arms a mailbox for before its park ends, and never moves `next_at` backwards.
+ARM = """
+WITH box AS (
+    SELECT m.id, outtray.not_before(w.due, m.parked_until) AS due
+    FROM outtray.mailbox m JOIN unnest(%(ids)s::uuid[], %(due)s::timestamptz[]) AS w (id, due) ON w.id = m.id
+    WHERE m.next_at IS NULL OR m.next_at > outtray.not_before(w.due, m.parked_until)
+    ORDER BY m.id FOR NO KEY UPDATE OF m)
+UPDATE outtray.mailbox m SET next_at = least(m.next_at, outtray.not_before(box.due, m.parked_until))
+FROM box WHERE m.id = box.id
+"""
+
+
+async def pick(connection: AsyncConnection[Any], limit: int, again: timedelta) -> list[UUID]:
+    """Pick up to `limit` due mailboxes, in the order in which they shall have their turns."""
+    cursor = await connection.execute(PICK, {"limit": limit, "again": again}, prepare=True)
+    rows = await cursor.fetchall()
+    return [row[0] for row in sorted(rows, key=lambda row: (row[1], row[2]))]
+
+
+async def unpick(connection: AsyncConnection[Any], ids: list[UUID]) -> None:
+    """Take back a pick whose round could not be published."""
+    await connection.execute(UNPICK, [ids])
+
+
+async def arm(connection: AsyncConnection[Any], wakes: Mapping[UUID, datetime]) -> None:
+    """Write wakes onto their mailboxes; from then on they are durable (rule 1)."""
+    await connection.execute(ARM, {"ids": list(wakes), "due": list(wakes.values())})

@@ -1,0 +1,236 @@
+"""What the turns of one worker process share, and how it is brought up and taken down.
+
+The asyncio loop runs in a thread of its own beside Celery's: Celery's threads hand rounds in, the loop does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Coroutine, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import psycopg
+import redis.asyncio
+import structlog
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+from redis.exceptions import RedisError
+
+from outtray_schema import wakes
+from outtray_schema.database import conninfo, connect_options
+from outtray_schema.settings import Settings
+from outtray_schema.vault import Vault, load_vault
+from outtray_worker.accounts import open_account
+from outtray_worker.claim import ClaimedMailbox
+from outtray_worker.content import ContentReader
+from outtray_worker.crash import crash_points
+from outtray_worker.deadline import Deadline
+from outtray_worker.heartbeat import beat_for_ever
+from outtray_worker.lease import Leases
+from outtray_worker.metrics import Metrics
+from outtray_worker.pick import pick
+from outtray_worker.providers import Provider, Session
+from outtray_worker.quarantine import Quarantine
+from outtray_worker.quotas import Quotas
+from outtray_worker.quotas.pace import Pace
+from outtray_worker.registrar import Registrar
+from outtray_worker.replay import replay_for_ever
+from outtray_worker.spool import Spool
+
+if TYPE_CHECKING:
+    from outtray_worker.engine import Engine
+
+log = structlog.get_logger()
+
+POOL_SIZE = 4
+"""Connections for reading; the registrar has one of its own."""
+
+
+async def connect(settings: Settings, role: str) -> AsyncConnection[Any]:
+    """A connection outside any pool, autocommit."""
+    options = connect_options(settings, role)
+    return await AsyncConnection.connect(conninfo(settings), autocommit=True, **options)
+
+
+class Process:
+    """The shared parts of one worker process. Belongs to its loop, except `start`, `submit` and `stop`."""
+
+    def __init__(self, settings: Settings, providers: Mapping[str, Provider]) -> None:
+        self.settings = settings
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.draining = False
+        self.vault: Vault = load_vault(settings)
+        self.metrics = Metrics()
+        self.crash_point = crash_points(settings.crash_at)
+        self._providers = providers
+        self._woken: dict[UUID, datetime] = {}
+
+    # ── parts ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Make everything that needs the loop, and start the loops that serve turns."""
+        from outtray_worker.engine import Engine  # the engine's turns know the process
+
+        settings = self.settings
+        self.redis = redis.asyncio.Redis.from_url(
+            str(settings.redis_url),
+            socket_timeout=settings.redis_timeout.total_seconds(),
+            socket_connect_timeout=settings.redis_timeout.total_seconds(),
+            client_name="outtray-engine",
+        )
+        options = connect_options(settings, "worker") | {"autocommit": True}
+        self.pool = AsyncConnectionPool[AsyncConnection[Any]](
+            conninfo(settings),
+            kwargs=options,
+            min_size=1,
+            max_size=POOL_SIZE,
+            open=False,
+            timeout=settings.database_timeout.total_seconds(),
+            check=AsyncConnectionPool.check_connection,
+        )
+        await self.pool.open()
+        self.leases = Leases(settings.lease)
+        self.spool = Spool(settings.spool)
+        self.registrar = Registrar(settings, self._registrar_connection, self.spool, self.leases)
+        self.content = ContentReader(self.pool, self.vault, settings.content_memory)
+        self.pace = Pace(self.redis, settings)
+        self.quotas = Quotas(self.pool)
+        self.quarantine = Quarantine(settings.suspect_alone)
+        self.engine: Engine = Engine(self)
+        self._wake_now = asyncio.Event()
+        self._loops = [
+            self._vital(self.content.run(), "content"),
+            self._vital(self._publish_wakes(), "wakes"),
+            self._vital(self._serve_without_broker(), "fallback"),
+            self._vital(replay_for_ever(self), "replay"),
+            self._vital(beat_for_ever(self), "heartbeat"),
+        ]
+        self._registrar_task = self._vital(self.registrar.run(), "registrar")
+
+    async def _registrar_connection(self) -> AsyncConnection[Any]:
+        connection = await connect(self.settings, "registrar")
+        await connection.set_autocommit(False)
+        return connection
+
+    def _vital(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a loop that the process cannot do without: should it end by an error, so does the process.
+
+        A worker whose registrar is dead would hold its leases and answer nothing; ending it hands its mailboxes over.
+        """
+        task = asyncio.create_task(work, name=name)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception() is not None:
+                log.critical("the process ends: a vital loop failed", loop=name, exc_info=task.exception())
+                os._exit(70)
+
+        task.add_done_callback(ended)
+        return task
+
+    async def close(self) -> None:
+        """Drain: nothing new begins, handovers under way finish and are written."""
+        self.draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_limit.total_seconds()):
+                await self.engine.drain()
+        self.registrar.close()
+        await self._registrar_task
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self.pool.close()
+        await self.redis.aclose()
+
+    # ── what turns ask ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def open_session(self, box: ClaimedMailbox) -> Session:
+        """The provider's session for one turn of this mailbox. Nothing is connected yet."""
+        return self._providers[box.provider].open(open_account(self.vault, box))
+
+    def wake(self, mailbox_id: UUID) -> None:
+        """This mailbox is due again at once. A hint; losing it costs one pick."""
+        self._woken[mailbox_id] = datetime.now(UTC)
+        self._wake_now.set()
+
+    async def _publish_wakes(self) -> None:
+        while True:
+            await self._wake_now.wait()
+            self._wake_now.clear()
+            woken, self._woken = self._woken, {}
+            with contextlib.suppress(RedisError, OSError):
+                await self.redis.zadd(wakes.KEY, wakes.zadd_arguments(woken), lt=True)
+
+    async def _serve_without_broker(self) -> None:
+        """A worker whose broker has been unreachable for a while picks due mailboxes itself (rule 2)."""
+        settings = self.settings
+        reached = Deadline.after(settings.broker_patience)
+        while True:
+            try:
+                await self.redis.ping()
+                reached = Deadline.after(settings.broker_patience)
+                await asyncio.sleep(min(1.0, settings.broker_patience.total_seconds() / 3))
+            except (RedisError, OSError):
+                await self._pick_for_itself() if reached.passed else await asyncio.sleep(0.1)
+
+    async def _pick_for_itself(self) -> None:
+        picked: list[UUID] = []
+        room = min(self.engine.free, self.settings.round_mailboxes)
+        if room > 0:
+            with contextlib.suppress(psycopg.Error):
+                async with self.pool.connection() as connection:
+                    picked = await pick(connection, room, self.settings.round_again)
+        if picked:
+            await self.engine.admit(picked)
+        else:
+            await asyncio.sleep(self.settings.pick_every.total_seconds())
+
+
+class ProcessThread:
+    """A `Process` on its own loop in its own thread, for Celery's threads to use."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Return once the engine takes rounds."""
+        self._thread.start()
+        self._ready.wait()
+
+    def admit(self, mailbox_ids: list[UUID]) -> int:
+        """Block until the round's last mailbox is admitted."""
+        return self._call(self.process.engine.admit(mailbox_ids))
+
+    def stop_taking(self) -> None:
+        """From now on nothing new begins; rounds that wait for room return."""
+        self.process.draining = True
+        self._call(self.process.engine.notify())
+
+    def drain(self) -> None:
+        """Block until every handover under way is finished and written."""
+        self._call(self.process.close())
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
+        if self._loop is None:
+            raise RuntimeError("the engine was not started")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _run(self) -> None:
+        import uvloop
+
+        self._loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self.process.open())
+        self._ready.set()
+        self._loop.run_forever()

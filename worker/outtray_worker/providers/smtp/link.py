@@ -1,0 +1,241 @@
+"""From a mailbox's settings to a logged-in connection: TCP, TLS, EHLO, one AUTH. And what is known of it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from aiosmtplib import SMTPResponse
+from aiosmtplib.esmtp import parse_esmtp_extensions
+
+from outtray_schema.outcome import Evidence, Held, Outcome, Parked
+from outtray_schema.settings import Settings
+from outtray_worker.deadline import boottime
+from outtray_worker.providers import Account
+from outtray_worker.providers.smtp.auth import NoLogin, choose, log_in, secrets_of
+from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.smtp.replies import Phase, classify, enhanced_code
+from outtray_worker.providers.smtp.wire import Garbled, Wire
+
+Tls = Literal["implicit", "starttls", "clear"]
+
+
+class Ended(Exception):
+    """The attempt ends here with `outcome`: a step's way out, caught where `prepare` returns."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.__class__.__name__)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The mailbox's `server`: where to connect, and how."""
+
+    host: str
+    port: int
+    tls: Tls
+    ca_file: str | None
+    auth: str
+
+    @classmethod
+    def of(cls, server: Mapping[str, Any]) -> Server:
+        """From the stored settings. Raises `Ended` with a `Held` that names what is wrong with them."""
+        host, tls, port = server.get("host"), server.get("tls", "implicit"), server.get("port")
+        if not host or tls not in ("implicit", "starttls", "clear"):
+            raise Ended(Held("the mailbox's server needs a host, and tls: implicit or starttls", status="disabled"))
+        usual = {"implicit": 465, "starttls": 587, "clear": 25}[tls]
+        return cls(str(host), int(port or usual), tls, server.get("ca_file"), str(server.get("auth", "auto")))
+
+    @property
+    def place(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Link:
+    """One connection to one server: what it offers, how far the dialogue is, and whether it can be used again."""
+
+    def __init__(self, wire: Wire, server: Server, settings: Settings, redact: Redactor) -> None:
+        self.wire = wire
+        self.server = server
+        self.patience = settings.command_timeout.total_seconds()
+        self.redact = redact
+        self.phase: Phase = "connect"
+        self.extensions: dict[str, str] = {}
+        self.mechanisms: tuple[str, ...] = ()
+        self.mechanism = ""
+        self.messages = 0
+        self.dirty = False
+        """Whether a transaction was begun and refused, so that RSET comes before the next MAIL."""
+        self.spoke_at = boottime()
+
+    @property
+    def size_limit(self) -> int:
+        """Octets that the server takes (RFC 1870); 0 where it names no limit."""
+        text = self.extensions.get("size", "").strip()
+        return int(text) if text.isascii() and text.isdigit() else 0
+
+    async def ask(self, *words: bytes) -> SMTPResponse:
+        """Send one command line, and return its reply.
+
+        A server that spoke unasked is heard first: its goodbye (421) is the answer to whatever we wanted.
+        Raises `TimeoutError`, `Garbled`, `ConnectionError`.
+        """
+        self.heed()
+        reply = await self.wire.execute_command(*words, timeout=self.patience)
+        self.spoke_at = boottime()
+        return reply
+
+    def heed(self) -> None:
+        """End the attempt if the server has already said something that nobody asked for."""
+        if reply := self.wire.next_reply():
+            if reply.code < 400:
+                raise Garbled("a reply that nobody asked for")
+            raise self.refused(reply)
+        if self.wire.unread:
+            raise Garbled("half a reply that nobody asked for")
+
+    def expect(self, reply: SMTPResponse, *codes: int) -> None:
+        """Go on if `reply` is one of `codes`. Raises `Ended` for a refusal, `Garbled` for what fits nowhere."""
+        if reply.code in codes:
+            return
+        if reply.code < 400:
+            raise Garbled(f"reply {reply.code} is out of place")
+        raise self.refused(reply)
+
+    def refused(self, reply: SMTPResponse, **more: str) -> Ended:
+        """What a 4xx or 5xx of the present phase means, as the attempt's end."""
+        enhanced = enhanced_code(reply.message)
+        verdict = classify(self.phase, reply.code, enhanced, reply.message)
+        self.dirty = True
+        if reply.code == 421:
+            self.wire.drop()
+        said = " ".join(filter(None, (str(reply.code), enhanced)))
+        reason = f"{verdict.reason} ({self.server.place} said {said})"
+        return Ended(verdict.outcome(reason, {**self.evidence(reply), "rule": verdict.id, **more}))
+
+    def evidence(self, reply: SMTPResponse) -> dict[str, str | int]:
+        """A reply as evidence, redacted."""
+        return {
+            "phase": self.phase,
+            "code": reply.code,
+            "enhanced": enhanced_code(reply.message),
+            "text": self.redact(" ".join(reply.message.split())),
+        }
+
+
+def contexts_key(server: Server) -> str:
+    return server.ca_file or ""
+
+
+def build_context(ca_file: str | None) -> ssl.SSLContext:
+    """TLS 1.2 or later, the server's name and certificate verified: by the machine's authorities and by `ca_file`.
+
+    Loading the authorities takes over 10 ms: do it once, and off the event loop. Raises `OSError`.
+    """
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file:
+        context.load_verify_locations(cafile=ca_file)
+    return context
+
+
+async def connect(account: Account, server: Server, settings: Settings, context: ssl.SSLContext | None) -> Link:
+    """A greeted, secured and logged-in connection.
+
+    Raises `Ended` when the server or the settings refuse it; after any other error read `Interrupted.phase`.
+    """
+    loop = asyncio.get_running_loop()
+    wire = Wire(loop)
+    link = Link(wire, server, settings, Redactor(secrets_of(account.credentials)))
+    try:
+        async with asyncio.timeout(settings.connect_timeout.total_seconds()):
+            await loop.create_connection(lambda: wire, server.host, server.port)
+            refuse_clear(link, settings)
+            if server.tls == "implicit" and context:
+                await wire.secure(context, server.host)
+        await greet(link)
+        if server.tls == "starttls" and context:
+            await start_tls(link, context, settings)
+        await authenticate(link, account.credentials)
+    except Ended:
+        wire.drop()
+        raise
+    except BaseException as error:
+        wire.drop()
+        raise Interrupted(link.phase) from error
+    return link
+
+
+class Interrupted(Exception):
+    """A connection ended without a reply; the cause is `__cause__`, `phase` says how far it was."""
+
+    def __init__(self, phase: Phase) -> None:
+        super().__init__(phase)
+        self.phase: Phase = phase
+
+
+def refuse_clear(link: Link, settings: Settings) -> None:
+    """Without TLS only to this very machine, and only where the settings allow it: for the sandbox."""
+    if link.server.tls != "clear":
+        return
+    peer = link.wire.transport.get_extra_info("peername") if link.wire.transport else None
+    if settings.smtp_clear_loopback and peer and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback:
+        return
+    reason = f"{link.server.place}: SMTP without TLS is refused; set the mailbox's tls to implicit or starttls"
+    raise Ended(Held(reason, status="disabled", evidence={"rule": "clear-refused"}))
+
+
+async def greet(link: Link) -> None:
+    """The server's greeting, and EHLO. HELO is no fallback: a server without EHLO offers no login."""
+    link.expect(await link.wire.read_response(timeout=link.patience), 220)
+    await say_ehlo(link)
+
+
+async def say_ehlo(link: Link) -> None:
+    link.phase = "ehlo"
+    reply = await link.ask(b"EHLO", own_name(link.wire))
+    link.expect(reply, 250)
+    link.extensions, mechanisms = parse_esmtp_extensions(reply.message)
+    link.mechanisms = tuple(dict.fromkeys(mechanisms))
+
+
+def own_name(wire: Wire) -> bytes:
+    """Our address as a literal (RFC 5321 4.1.3): true, and it needs no look-up of a host name that may not exist."""
+    transport = cast(asyncio.BaseTransport, wire.transport)
+    address = ipaddress.ip_address(transport.get_extra_info("sockname")[0].partition("%")[0])
+    return f"[IPv6:{address}]".encode() if address.version == 6 else f"[{address}]".encode()
+
+
+async def start_tls(link: Link, context: ssl.SSLContext, settings: Settings) -> None:
+    """STARTTLS, never optional: what the server offered before it is forgotten (RFC 3207 section 4.2)."""
+    link.phase = "starttls"
+    if "starttls" not in link.extensions:
+        reason = f"{link.server.place}: offers no STARTTLS, and nothing is sent in clear"
+        raise Ended(Parked(reason, "connection", evidence={"rule": "no-starttls", "phase": "starttls"}))
+    link.expect(await link.ask(b"STARTTLS"), 220)
+    async with asyncio.timeout(settings.connect_timeout.total_seconds()):
+        await link.wire.secure(context, link.server.host)
+    await say_ehlo(link)
+
+
+async def authenticate(link: Link, credentials: Mapping[str, Any]) -> None:
+    """One AUTH. Without any credentials none: the server then says at MAIL whether it minds."""
+    link.phase = "auth"
+    if not credentials:
+        return
+    try:
+        mechanism = choose(link.server.auth, credentials, link.mechanisms)
+    except NoLogin as error:
+        evidence: Evidence = {"rule": "no-login", "phase": "auth"}
+        raise Ended(Held(f"{link.server.place}: {error}", evidence=evidence)) from None
+    reply, said = await log_in(link.ask, mechanism, credentials)
+    if reply.code != 235:
+        if reply.code < 400:
+            raise Garbled(f"reply {reply.code} is out of place")
+        raise link.refused(reply, mechanism=mechanism, **{name: link.redact(text) for name, text in said.items()})
+    link.mechanism = mechanism

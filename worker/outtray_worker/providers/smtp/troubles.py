@@ -1,0 +1,69 @@
+"""What goes wrong without a reply: the network, the name, TLS, silence. Before the closing dot nothing was accepted.
+
+Up to the recipients it is the connection's matter and parks the mailbox. Once the body flows it may be the message
+itself (a filter that cuts the line, a size that never gets through), so it spends an attempt: else one such message
+would park its mailbox for ever.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from outtray_schema.outcome import Evidence, Outcome, Parked, Retry
+from outtray_worker.providers.smtp.replies import Phase
+from outtray_worker.providers.smtp.wire import Garbled
+
+_DOING: dict[Phase, str] = {
+    "connect": "connecting",
+    "ehlo": "greeting",
+    "starttls": "starting TLS",
+    "auth": "logging in",
+    "mail": "naming the sender",
+    "rcpt": "naming the recipients",
+    "data": "giving the message",
+    "dot": "handing over",
+}
+
+
+def trouble(phase: Phase, place: str, error: BaseException) -> tuple[str, str]:
+    """A stable id and words for a person; `place` is host:port. Never the error's own text, which may quote a reply."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return "tls-certificate", f"{place}: {certificate_fault(error)}"
+        case ssl.SSLError():
+            return "tls", f"{place}: TLS failed ({(error.reason or 'unknown').replace('_', ' ').lower()})"
+        case socket.gaierror():
+            return "dns", f"{place}: the server's name is not found; check the host or the DNS"
+        case ConnectionRefusedError():
+            return "refused", f"{place}: connection refused; nothing listens there"
+        case TimeoutError():
+            return "timeout", f"{place}: no answer in time while {_DOING[phase]}"
+        case Garbled():
+            return "garbled", f"{place}: no proper SMTP while {_DOING[phase]}: {error}"
+        case ConnectionError():
+            return "closed", f"{place}: the connection was closed while {_DOING[phase]}"
+        case _:
+            return "unreachable", f"{place}: cannot be reached ({error.__class__.__name__})"
+
+
+def certificate_fault(error: ssl.SSLCertVerificationError) -> str:
+    """What is wrong with the certificate, and the cure. Codes: openssl x509_vfy.h (OpenSSL 3, 2026-11)."""
+    cures = {
+        10: "has expired; the server's owner must renew it",
+        9: "is not valid yet; check this machine's clock",
+        18: "is self-signed; name its certificate as the mailbox's ca_file if you trust it",
+        19: "comes from an authority this machine does not know; name that authority's file as the mailbox's ca_file",
+        20: "comes from an authority this machine does not know; name that authority's file as the mailbox's ca_file",
+        62: "is for another name; use the host name that the certificate is for",
+        64: "is for another name; use the host name that the certificate is for",
+    }
+    cure = cures.get(error.verify_code, f"is not trusted ({error.verify_message})")
+    return f"the server's certificate {cure}"
+
+
+def interrupted(phase: Phase, place: str, error: BaseException) -> Outcome:
+    """The outcome of an attempt that ended without a reply before the closing dot."""
+    name, reason = trouble(phase, place, error)
+    evidence: Evidence = {"rule": name, "phase": phase}
+    return Retry(reason, evidence=evidence) if phase == "data" else Parked(reason, "connection", evidence=evidence)

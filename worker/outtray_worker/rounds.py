@@ -1,0 +1,57 @@
+"""Rounds: Celery tasks that each carry up to 64 mailbox ids and nothing else.
+
+The queue is bounded, so the backlog and any outage of the workers stay in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+
+QUEUE = "rounds"
+TASK = "outtray.round"
+
+
+class Rounds:
+    """Publishes rounds. Its methods block for at most the broker's socket timeouts: call them from a thread."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._connection: Any = None
+        self._producer: Any = None
+
+    def publish(self, mailbox_ids: Sequence[UUID]) -> None:
+        """Put one round into the queue. Raises what the broker raises; the caller takes the pick back."""
+        self._open()
+        try:
+            ids = [str(mailbox_id) for mailbox_id in mailbox_ids]
+            self._app.send_task(TASK, args=[ids], queue=QUEUE, producer=self._producer, retry=False)
+        except Exception:
+            self.close()
+            raise
+
+    def waiting(self) -> int:
+        """Rounds in the queue that no worker has taken yet."""
+        self._open()
+        try:
+            declared = self._connection.default_channel.queue_declare(queue=QUEUE, passive=True)
+        except Exception as error:
+            if type(error).__name__ == "ChannelError":  # the broker does not know the queue yet: it is empty
+                return 0
+            self.close()
+            raise
+        return int(declared.message_count)
+
+    def close(self) -> None:
+        """Forget the connection; the next call makes a new one."""
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            connection.release()
+
+    def _open(self) -> None:
+        if self._connection is None:
+            self._connection = self._app.connection_for_write()
+            self._producer = self._app.amqp.Producer(self._connection)

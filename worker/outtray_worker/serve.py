@@ -1,0 +1,114 @@
+"""The long-running processes: a worker under Celery, the dispatcher, and Flower beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import redis.asyncio
+from celery import Celery
+from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+
+from outtray_schema.settings import Settings
+from outtray_worker.celery import celery_app
+from outtray_worker.dispatcher import Dispatcher
+
+from outtray_worker.logs import configure_logs
+from outtray_worker.process import Process, ProcessThread, connect
+from outtray_worker.providers import Provider
+from outtray_worker.rounds import TASK, Rounds
+
+THREADS = 8
+"""Celery threads per worker process: each only waits until its round is admitted."""
+
+
+def default_providers(settings: Settings) -> Mapping[str, Provider]:
+    """The providers that a worker knows by default."""
+    from outtray_worker.providers.smtp import SmtpProvider
+
+    return {"smtp": SmtpProvider(settings)}
+
+
+def run_worker(settings: Settings, providers: Mapping[str, Provider] | None = None) -> None:
+    """Run one worker process until SIGTERM: handovers under way finish and are recorded, then exit 0."""
+    configure_logs(settings)
+    thread = ProcessThread(Process(settings, providers or default_providers(settings)))
+    app = worker_app(settings, thread)
+    app.worker_main(
+        [
+            "worker",
+            "--pool=threads",
+            f"--concurrency={THREADS}",
+            "--without-gossip",
+            "--without-mingle",
+            f"--hostname=outtray-{os.getpid()}@{socket.gethostname()}",
+            "--loglevel=WARNING",
+        ]
+    )
+
+
+def worker_app(settings: Settings, thread: ProcessThread) -> Celery:
+    """The Celery app of a worker whose rounds go to this engine."""
+    app = celery_app(settings, "worker")
+
+    @app.task(name=TASK)  # type: ignore[untyped-decorator]
+    def take_round(mailbox_ids: list[str]) -> None:
+        thread.admit(_parsed(mailbox_ids))
+
+    def started(**_: Any) -> None:
+        thread.start()
+
+    def stopping(**_: Any) -> None:
+        thread.stop_taking()
+
+    def stopped(**_: Any) -> None:
+        thread.drain()
+
+    worker_init.connect(started, weak=False)
+    worker_shutting_down.connect(stopping, weak=False)
+    worker_shutdown.connect(stopped, weak=False)
+    return app
+
+
+def _parsed(mailbox_ids: object) -> list[UUID]:
+    """The ids of a round; whatever else somebody put into the broker is left out."""
+    parsed = []
+    for text in mailbox_ids if isinstance(mailbox_ids, list) else []:
+        try:
+            parsed.append(UUID(text))
+        except (ValueError, AttributeError, TypeError):
+            continue
+    return parsed
+
+
+def run_dispatcher(settings: Settings) -> None:
+    """Run one dispatcher until SIGTERM or SIGINT."""
+    configure_logs(settings)
+    asyncio.run(_dispatch(settings))
+
+
+async def _dispatch(settings: Settings) -> None:
+    broker = redis.asyncio.Redis.from_url(
+        str(settings.redis_url), socket_timeout=5, socket_connect_timeout=5, client_name="outtray-dispatcher"
+    )
+    dispatcher = Dispatcher(
+        settings, lambda: connect(settings, "dispatcher"), broker, Rounds(celery_app(settings, "dispatcher"))
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, dispatcher.stop)
+    await dispatcher.run()
+    await broker.aclose()
+
+
+def run_flower(settings: Settings, port: int, address: str) -> None:
+    """Run Flower read-only. It looks at workers; the queue itself is in PostgreSQL, behind `outtray status`."""
+    configure_logs(settings)
+    celery_app(settings, "flower").start(["flower", f"--port={port}", f"--address={address}", "--read-only"])
+
+

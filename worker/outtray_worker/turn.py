@@ -1,0 +1,292 @@
+"""A turn: one worker delivers one mailbox's due messages, in order, for a bounded time, under a fenced lease.
+
+    claim → read → [ prepare → gate → hand over → record ]* → end
+
+This is the page where a message is sent. No step knows Celery, and none knows a provider's words. The outcome of one
+message is written in the same group as the gate of the next, so a turn waits for PostgreSQL once per message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from outtray_schema.outcome import Failed, NotBegun, Outcome, Parked, Retry, Sent, Unknown
+from outtray_worker.claim import ClaimedMailbox, DueMessage
+from outtray_worker.content import Content, ContentMissing
+from outtray_worker.deadline import Deadline
+from outtray_worker.group import Gate, MailboxMove, Passed, Refusal, Stopped
+from outtray_worker.lease import Lease
+from outtray_worker.providers import Mail, Prepared, Session
+from outtray_worker.quotas.tokens import Tokens
+from outtray_worker.record import Attempt, ends_turn, record_of, refusal_of
+
+if TYPE_CHECKING:
+    from outtray_worker.process import Process
+    from outtray_worker.quotas.ledger import Allowance
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Why and how long the mailbox rests after this turn. `None` everywhere else: it is due as its messages say."""
+
+    wait: timedelta
+    reason: str
+
+
+class Turn:
+    """One mailbox's turn, from the claim to the end. Run it once."""
+
+    def __init__(
+        self,
+        process: Process,
+        mailbox: ClaimedMailbox,
+        messages: list[DueMessage],
+        allowance: Allowance,
+        tokens: Tokens,
+        session: Session,
+        lease: Lease,
+    ) -> None:
+        self._process = process
+        self._mailbox = mailbox
+        self._messages = messages
+        self._allowance = allowance
+        self._tokens = tokens
+        self._session = session
+        self.lease = lease
+        self._until = Deadline.after(process.settings.turn_length)
+        self._unwritten: asyncio.Future[bool] | None = None
+        self._ahead: asyncio.Task[Content] | None = None
+
+    async def run(self) -> bool:
+        """Deliver what may be delivered, then end. True: the mailbox is due again at once."""
+        rest: Rest | None = None
+        try:
+            rest = await self._deliver_all()
+        except Exception as error:
+            log.error("a turn ended early", mailbox_id=str(self._mailbox.id), error=type(error).__name__, exc_info=True)
+            rest = Rest(self._process.settings.backoff_base, "internal error")
+        finally:
+            await self._close()
+        return await self._end(rest)
+
+    async def _deliver_all(self) -> Rest | None:
+        for position, message in enumerate(self._messages):
+            if self._over():
+                return None
+            limit = await self._process.quotas.binding(self._mailbox, self._allowance, message)
+            rest = await self._over_quota(message, limit) if limit else await self._pace()
+            if rest is not None:
+                return rest
+            if limit:
+                continue
+            following = self._messages[position + 1] if position + 1 < len(self._messages) else None
+            if not await self._deliver(message, following):
+                return None
+        return None
+
+    def _over(self) -> bool:
+        return self._until.passed or self.lease.lost or self._process.draining
+
+    # ── before a message ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _pace(self) -> Rest | None:
+        """A token is taken only for a message that the quota lets pass."""
+        wait = await self._tokens.take(self._until)
+        return Rest(wait, "pace") if wait is not None else None
+
+    async def _over_quota(self, message: DueMessage, limit: str) -> Rest | None:
+        """How long the mailbox rests until this message fits. None: it never can, and has failed."""
+        frees = await self._process.quotas.frees_in(self._mailbox, message)
+        if frees is None:
+            failed = Failed(f"alone more than the mailbox's limit of {limit}")
+            self._write(refusal_of(self._attempt(message, message.version, False), failed))
+            return None
+        return Rest(frees, f"quota: {limit}")
+
+    # ── one message ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _deliver(self, message: DueMessage, following: DueMessage | None) -> bool:
+        """Deliver one message. False: nothing else of this mailbox can be handed over now."""
+        if self._mailbox.dead_turns:
+            return await self._deliver_suspect(message, following)
+        return await self._attempt_once(message, message.version, False, following)
+
+    async def _deliver_suspect(self, message: DueMessage, following: DueMessage | None) -> bool:
+        """The last turn died: count this preparation durably before it begins (rule 9)."""
+        settings = self._process.settings
+        if message.prepares >= settings.poison_after:
+            poison = Failed(f"poison: its worker died {message.prepares} times while preparing it")
+            self._write(refusal_of(self._attempt(message, message.version, False), poison))
+            return True
+        async with self._process.quarantine.alone():
+            counting = Refusal(message.id, self._mailbox.id, message.version, kind="preparing", counts=True)
+            if not await self._process.registrar.record(counting):
+                return True
+            return await self._attempt_once(message, message.version + 1, True, following)
+
+    async def _attempt_once(self, message: DueMessage, version: int, counted: bool, following: DueMessage | None) -> bool:
+        attempt = self._attempt(message, version, counted)
+        prepared = await self._prepare(message)
+        if not isinstance(prepared, _Ready):
+            self._write(refusal_of(attempt, prepared))
+            return not ends_turn(prepared)
+        try:
+            return await self._gate_and_hand_over(attempt, prepared.mail, following)
+        finally:
+            prepared.content.release()
+
+    async def _gate_and_hand_over(self, attempt: Attempt, prepared: Prepared, following: DueMessage | None) -> bool:
+        settings = self._process.settings
+        # Both deadlines are computed before the gate is submitted, on a clock that runs on while we are frozen: what
+        # the gate writes as `handover_until` is later than `answer_by`, however long its answer takes (rule 5).
+        begin_by = Deadline.after(settings.handover_begin)
+        answer_by = Deadline(begin_by.at + settings.handover_answer.total_seconds())
+        passed = await self._process.registrar.gate(self._gate(attempt), begin_by)
+        if isinstance(passed, Stopped):
+            await self._stop(attempt, prepared, passed)
+            return not passed.turn_over
+        self._allowance.take(attempt.message)
+        self._read_ahead(following)
+        self._process.crash_point("gated")
+        outcome = await self._hand_over(prepared, begin_by, answer_by)
+        self._process.crash_point("handed over")
+        self._settle(attempt, passed, outcome)
+        return not ends_turn(outcome)
+
+    def _gate(self, attempt: Attempt) -> Gate:
+        message, mailbox = attempt.message, self._mailbox
+        budget = (1, message.recipients, message.external) if mailbox.has_budgets else None
+        return Gate(
+            message.id,
+            mailbox.id,
+            mailbox.fence,
+            attempt.version,
+            message.handover + 1,
+            mailbox.provider,
+            self._process.settings.handover_limit,
+            budget,
+        )
+
+    async def _stop(self, attempt: Attempt, prepared: Prepared, stopped: Stopped) -> None:
+        self._tokens.give_back()
+        await prepared.abandon()
+        if stopped.reason == "suppressed":
+            suppressed = Refusal(
+                attempt.message.id,
+                self._mailbox.id,
+                attempt.version,
+                kind="cancelled",
+                state="cancelled",
+                reason="suppressed",
+            )
+            self._unwritten = self._process.registrar.record(suppressed)
+
+    async def _hand_over(self, prepared: Prepared, begin_by: Deadline, answer_by: Deadline) -> Outcome:
+        try:
+            return await prepared.hand_over(begin_by, answer_by)
+        except Exception as error:  # a bug of ours after the first byte: whoever says "not sent" now would be guessing
+            log.error("a handover ended in an error", error=type(error).__name__, exc_info=True)
+            return Unknown(f"internal error: {type(error).__name__}")
+
+    def _settle(self, attempt: Attempt, passed: Passed, outcome: Outcome) -> None:
+        if not isinstance(outcome, (Sent, Unknown)):  # definitely not accepted: it does not count
+            self._allowance.give_back(attempt.message)
+        if isinstance(outcome, NotBegun):
+            self._tokens.give_back()
+        self._process.metrics.outcome(self._mailbox.provider, outcome)
+        self._unwritten = self._process.registrar.record(record_of(attempt, passed.handover, outcome))
+
+    # ── preparation ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _prepare(self, message: DueMessage) -> _Ready | Outcome:
+        """Content, connection, login, upload: everything that can be repeated, within one deadline."""
+        content: Content | None = None
+        ready = None
+        try:
+            async with asyncio.timeout(self._process.settings.prepare_limit.total_seconds()):
+                content = await self._content(message)
+                prepared = await self._session.prepare(_mail(message, content))
+                ready = None if isinstance(prepared, Outcome) else _Ready(content, prepared)
+                return ready or prepared  # type: ignore[return-value]
+        except ContentMissing:
+            return Failed("its content was erased")
+        except TimeoutError:
+            return Parked("preparation took too long", scope="connection")
+        except Exception as error:
+            log.error("a preparation ended in an error", message_id=str(message.id), error=type(error).__name__, exc_info=True)
+            return Retry(f"internal error: {type(error).__name__}")
+        finally:
+            if ready is None and content is not None:
+                content.release()
+
+    async def _content(self, message: DueMessage) -> Content:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            content = await ahead
+            if content.message_id == message.id:
+                return content
+            content.release()
+        return await self._process.content.load(message)
+
+    def _read_ahead(self, following: DueMessage | None) -> None:
+        if following is not None and self._ahead is None and self._process.content.has_room(following):
+            self._ahead = asyncio.ensure_future(self._process.content.load(following))
+
+    # ── after the messages ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _attempt(self, message: DueMessage, version: int, counted: bool) -> Attempt:
+        return Attempt(self._process.settings, self._mailbox, message, version, counted)
+
+    def _write(self, item: Refusal | MailboxMove | None) -> None:
+        if isinstance(item, Refusal):
+            self._unwritten = self._process.registrar.record(item)
+        elif item is not None:
+            self._unwritten = self._process.registrar.move(item)
+
+    async def _close(self) -> None:
+        if self._ahead is not None:
+            with contextlib.suppress(Exception):
+                (await self._ahead).release()
+        self._tokens.return_unused()
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(self._process.settings.connect_timeout.total_seconds()):
+                await self._session.close()
+
+    async def _end(self, rest: Rest | None) -> bool:
+        """Release the lease behind the last outcome; what a wake wrote meanwhile stays (rule 8)."""
+        end = MailboxMove(
+            self._mailbox.id,
+            self._mailbox.fence,
+            ends=True,
+            park=rest.wait if rest and rest.wait else None,
+            park_reason=rest.reason if rest else None,
+        )
+        ending = self._process.registrar.move(end)
+        if self._unwritten is not None:
+            await self._unwritten
+        return await ending
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    content: Content
+    mail: Prepared
+
+
+def _mail(message: DueMessage, content: Content) -> Mail:
+    return Mail(
+        message.id,
+        content.head.sender,
+        tuple(address for _, address in content.head.recipients),
+        message.rfc_message_id,
+        message.size,
+        content.body,
+    )
