@@ -78,7 +78,7 @@ class _Brackets:
     def __init__(self, inside: bool) -> None:
         self.begin = f"SAVEPOINT {_SAVEPOINT}" if inside else "BEGIN"
         self.commit = f"RELEASE SAVEPOINT {_SAVEPOINT}" if inside else "COMMIT"
-        self.undo = f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}" if inside else "ROLLBACK"
+        self.undo = f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; {self.commit}" if inside else "ROLLBACK"
         self.open = False
 
     def sql(self, step: Begin | Commit) -> str:

@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from outtray.plan import Wakes
 from outtray_schema import wakes as hints
+from outtray_schema.errors import SettingsError
 from outtray_schema.settings import Settings
 
 log = logging.getLogger("outtray.wakes")
@@ -28,6 +29,15 @@ QUIET = 5.0
 """Seconds without another try after Redis did not answer."""
 CHUNK = 1000
 """Mailboxes in one ZADD."""
+
+
+def redis_url(settings: Settings) -> str:
+    """The URL as redis-py reads it: kombu's `redis+socket://` form of a Unix socket is accepted too."""
+    if settings.redis_url is None:
+        raise SettingsError("OUTTRAY_REDIS_URL is not set. Example: OUTTRAY_REDIS_URL=redis://cache:6379/0 (docs/settings.md)")
+    if not settings.redis_url.startswith("redis+socket://"):
+        return settings.redis_url
+    return "unix://" + settings.redis_url.removeprefix("redis+socket://").replace("virtual_host=", "db=")
 
 
 class Circuit:

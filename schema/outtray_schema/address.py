@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from outtray_schema.errors import InvalidMessage, Problem
 
 _NAMED = re.compile(r"\s*(?P<name>.*?)\s*<\s*(?P<email>[^<>]*?)\s*>\s*", re.DOTALL)
-_ATOM = re.compile(r"[\w!#$%&'*+/=?^`{|}~.-]+")
+_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-\u00a1-\U0010ffff]+")
 _QUOTED = re.compile(r'"[ !#-\[\]-~]+"')
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _HEAD_SEPARATORS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -94,7 +94,7 @@ def read_key_file(path: Path) -> str:
             return file.read()
     except FileNotFoundError:
         raise SettingsError(
-            f"OUTTRAY_KEY_FILE: there is no {path}. Make it once with `outtray keys new {path}`; all processes need the same"
+            f"OUTTRAY_KEY_FILE: there is no {path}. Make it once with `outtray keys new {path}`; every process needs it"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"

@@ -113,6 +113,7 @@ class Registrar:
             while self._queue:
                 await self._write(self._take())
                 await self._renew()
+        self._spool.close()
         if self._connection is not None:
             await self._connection.close()
 

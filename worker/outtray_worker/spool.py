@@ -55,6 +55,12 @@ class Spool:
             self._file.close()
             self._file = None
 
+    def close(self) -> None:
+        """This process ends: whatever is still kept is an orphan from now on."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def orphans(self) -> Iterator[tuple[Path, list[Record | Refusal]]]:
         """Files of processes that are gone, with what they kept. Each is locked while it is yielded."""
         for path in sorted(self.folder.glob("*.jsonl")):

@@ -38,9 +38,7 @@ def choose(wanted: str, credentials: Mapping[str, Any], offered: tuple[str, ...]
     return mechanism
 
 
-async def log_in(
-    ask: Ask, mechanism: Mechanism, credentials: Mapping[str, Any]
-) -> tuple[SMTPResponse, dict[str, str]]:
+async def log_in(ask: Ask, mechanism: Mechanism, credentials: Mapping[str, Any]) -> tuple[SMTPResponse, dict[str, str]]:
     """Try once. Returns the server's last word, 235 if it agrees, and what it said beside (XOAUTH2's JSON, as text)."""
     user = str(credentials["username"])
     match mechanism:

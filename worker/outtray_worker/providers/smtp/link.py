@@ -15,8 +15,7 @@ from aiosmtplib.esmtp import parse_esmtp_extensions
 from outtray_schema.outcome import Evidence, Held, Outcome, Parked
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import boottime
-from outtray_worker.providers import Account
-from outtray_worker.providers.smtp.auth import NoLogin, choose, log_in, secrets_of
+from outtray_worker.providers.smtp.auth import NoLogin, choose, log_in
 from outtray_worker.providers.smtp.redact import Redactor
 from outtray_worker.providers.smtp.replies import Phase, classify, enhanced_code
 from outtray_worker.providers.smtp.wire import Garbled, Wire
@@ -59,8 +58,8 @@ class Server:
 class Link:
     """One connection to one server: what it offers, how far the dialogue is, and whether it can be used again."""
 
-    def __init__(self, wire: Wire, server: Server, settings: Settings, redact: Redactor) -> None:
-        self.wire = wire
+    def __init__(self, server: Server, settings: Settings, redact: Redactor) -> None:
+        self.wire = Wire(asyncio.get_running_loop())
         self.server = server
         self.patience = settings.command_timeout.total_seconds()
         self.redact = redact
@@ -69,8 +68,12 @@ class Link:
         self.mechanisms: tuple[str, ...] = ()
         self.mechanism = ""
         self.messages = 0
+        self.ready = False
+        """Whether it is logged in."""
         self.dirty = False
-        """Whether a transaction was begun and refused, so that RSET comes before the next MAIL."""
+        """Whether a transaction was begun and not ended, so that RSET comes before the next MAIL."""
+        self.in_body = False
+        """Between 354 and the reply to the dot: only body and dot may be written, and no error leaves it usable."""
         self.spoke_at = boottime()
 
     @property
@@ -78,6 +81,10 @@ class Link:
         """Octets that the server takes (RFC 1870); 0 where it names no limit."""
         text = self.extensions.get("size", "").strip()
         return int(text) if text.isascii() and text.isdigit() else 0
+
+    @property
+    def usable(self) -> bool:
+        return self.ready and not self.in_body and self.wire.alive and not self.wire.unread
 
     async def ask(self, *words: bytes) -> SMTPResponse:
         """Send one command line, and return its reply.
@@ -111,7 +118,6 @@ class Link:
         """What a 4xx or 5xx of the present phase means, as the attempt's end."""
         enhanced = enhanced_code(reply.message)
         verdict = classify(self.phase, reply.code, enhanced, reply.message)
-        self.dirty = True
         if reply.code == 421:
             self.wire.drop()
         said = " ".join(filter(None, (str(reply.code), enhanced)))
@@ -128,10 +134,6 @@ class Link:
         }
 
 
-def contexts_key(server: Server) -> str:
-    return server.ca_file or ""
-
-
 def build_context(ca_file: str | None) -> ssl.SSLContext:
     """TLS 1.2 or later, the server's name and certificate verified: by the machine's authorities and by `ca_file`.
 
@@ -144,39 +146,22 @@ def build_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-async def connect(account: Account, server: Server, settings: Settings, context: ssl.SSLContext | None) -> Link:
-    """A greeted, secured and logged-in connection.
+async def connect(link: Link, credentials: Mapping[str, Any], settings: Settings, context: ssl.SSLContext) -> None:
+    """TCP, TLS, greeting and login on a new link, whose `phase` says how far it came.
 
-    Raises `Ended` when the server or the settings refuse it; after any other error read `Interrupted.phase`.
+    Raises `Ended` when the server or the settings refuse it, `OSError`, `TimeoutError` or `Garbled` when it breaks.
     """
     loop = asyncio.get_running_loop()
-    wire = Wire(loop)
-    link = Link(wire, server, settings, Redactor(secrets_of(account.credentials)))
-    try:
-        async with asyncio.timeout(settings.connect_timeout.total_seconds()):
-            await loop.create_connection(lambda: wire, server.host, server.port)
-            refuse_clear(link, settings)
-            if server.tls == "implicit" and context:
-                await wire.secure(context, server.host)
-        await greet(link)
-        if server.tls == "starttls" and context:
-            await start_tls(link, context, settings)
-        await authenticate(link, account.credentials)
-    except Ended:
-        wire.drop()
-        raise
-    except BaseException as error:
-        wire.drop()
-        raise Interrupted(link.phase) from error
-    return link
-
-
-class Interrupted(Exception):
-    """A connection ended without a reply; the cause is `__cause__`, `phase` says how far it was."""
-
-    def __init__(self, phase: Phase) -> None:
-        super().__init__(phase)
-        self.phase: Phase = phase
+    async with asyncio.timeout(settings.connect_timeout.total_seconds()):
+        await loop.create_connection(lambda: link.wire, link.server.host, link.server.port)
+        refuse_clear(link, settings)
+        if link.server.tls == "implicit":
+            await link.wire.secure(context, link.server.host)
+    await greet(link)
+    if link.server.tls == "starttls":
+        await start_tls(link, context, settings)
+    await authenticate(link, credentials)
+    link.ready = True
 
 
 def refuse_clear(link: Link, settings: Settings) -> None:

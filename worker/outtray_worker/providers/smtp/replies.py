@@ -16,7 +16,7 @@ from typing import Literal
 from outtray_schema.outcome import Evidence, Failed, Held, Outcome, Parked, Retry, Scope
 
 Phase = Literal["connect", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "dot"]
-"""Where in the dialogue a reply was given: `data` from the DATA command to the last byte of the body, `dot` after it."""
+"""Where in the dialogue a reply was given: `data` from the DATA command to the body's last byte, `dot` after it."""
 
 Becomes = Literal["retry", "parked", "reconnect", "disabled", "failed"]
 
@@ -74,7 +74,8 @@ ROWS: tuple[Row, ...] = (
     Row("auth-temporary", ("auth",), (454,), "parked", "the server cannot check the login now", RFC_4954, "2026-11",
         scope="mailbox"),
     Row("app-password-needed", ("auth",), (534,), "reconnect",
-        "the account needs an app password (or OAuth) instead of its own password", GMAIL, "2026-11", enhanced=r"5\.7\.9"),
+        "the account needs an app password (or OAuth) instead of its own password", GMAIL, "2026-11",
+        enhanced=r"5\.7\.9"),
     Row("web-login-needed", ("auth",), (534,), "reconnect",
         "the account's owner must log in by browser once, then connect the mailbox again", GMAIL, "2026-11",
         enhanced=r"5\.7\.14"),
@@ -82,8 +83,8 @@ ROWS: tuple[Row, ...] = (
         "SMTP login is off for this mailbox or its organisation: an administrator must allow it, or connect by OAuth",
         BASIC_AUTH, "2026-01", enhanced=r"5\.7\.139"),
     Row("permission-missing", ("auth",), (535,), "reconnect",
-        "the access granted lacks the permission to send by SMTP: an administrator must grant it", BASIC_AUTH, "2026-01",
-        enhanced=r"5\.7\.144"),
+        "the access granted lacks the permission to send by SMTP: an administrator must grant it", BASIC_AUTH,
+        "2026-01", enhanced=r"5\.7\.144"),
     Row("credentials-refused", ("auth",), (535,), "reconnect",
         "the server refuses the user name, password or token", RFC_4954, "2026-11"),
     Row("security-missing", ("auth", "mail"), (530, 538), "disabled",
@@ -115,8 +116,8 @@ ROWS: tuple[Row, ...] = (
         "Exchange throttles the mailbox for repeated errors: mend their cause, then wait until Microsoft lifts it",
         EXCHANGE_THROTTLE, "2026-11", enhanced=r"5\.2\.25[1-5]"),
     Row("sender-blocked", ENVELOPE, (550,), "disabled",
-        "the provider blocks this sender: an administrator must look at send-as rights or the outbound spam block", FIELD,
-        "2026-11", enhanced=r"5\.7\.60|5\.7\.708|5\.1\.8"),
+        "the provider blocks this sender: an administrator must look at send-as rights or the outbound spam block",
+        FIELD, "2026-11", enhanced=r"5\.7\.60|5\.7\.708|5\.1\.8"),
     # ── Exchange's submission exceptions: their name decides, never 5.2.0 ───────────────────────────────────────
     Row("storedrv-send-as", ("dot",), (554,), "disabled", "this mailbox may not send with this From address", STOREDRV,
         "2026-11", text=r"STOREDRV\.Submission\.Exception:\s*SendAsDenied"),
@@ -166,7 +167,8 @@ ROWS: tuple[Row, ...] = (
         "2026-11", scope="connection"),
     Row("unknown-login-wait", ("auth",), TEMPORARY, "parked", "the server cannot check the login now", RFC_4954,
         "2026-11", scope="mailbox"),
-    Row("unknown-login-refusal", ("auth",), PERMANENT, "reconnect", "the server refuses the login", RFC_4954, "2026-11"),
+    Row("unknown-login-refusal", ("auth",), PERMANENT, "reconnect", "the server refuses the login", RFC_4954,
+        "2026-11"),
     # MAIL names nothing but the mailbox itself, so every one of its messages would spend attempts on the same answer.
     Row("unknown-sender-wait", ("mail",), TEMPORARY, "parked", "the server does not take this sender now", RFC_5321,
         "2026-11", scope="mailbox"),

@@ -7,6 +7,7 @@ would park its mailbox for ever.
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 
@@ -14,6 +15,7 @@ from outtray_schema.outcome import Evidence, Outcome, Parked, Retry
 from outtray_worker.providers.smtp.replies import Phase
 from outtray_worker.providers.smtp.wire import Garbled
 
+_REFUSED = f"[Errno {errno.ECONNREFUSED}]"
 _DOING: dict[Phase, str] = {
     "connect": "connecting",
     "ehlo": "greeting",
@@ -28,23 +30,35 @@ _DOING: dict[Phase, str] = {
 
 def trouble(phase: Phase, place: str, error: BaseException) -> tuple[str, str]:
     """A stable id and words for a person; `place` is host:port. Never the error's own text, which may quote a reply."""
+    name, what = _network(error) or _conversation(_DOING[phase], error)
+    return name, f"{place}: {what}"
+
+
+def _network(error: BaseException) -> tuple[str, str] | None:
     match error:
         case ssl.SSLCertVerificationError():
-            return "tls-certificate", f"{place}: {certificate_fault(error)}"
+            return "tls-certificate", certificate_fault(error)
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
+            return "tls", "no TLS is spoken there; try tls: starttls, or the port of implicit TLS (465)"
         case ssl.SSLError():
-            return "tls", f"{place}: TLS failed ({(error.reason or 'unknown').replace('_', ' ').lower()})"
+            return "tls", f"TLS failed ({(error.reason or 'unknown').replace('_', ' ').lower()})"
         case socket.gaierror():
-            return "dns", f"{place}: the server's name is not found; check the host or the DNS"
-        case ConnectionRefusedError():
-            return "refused", f"{place}: connection refused; nothing listens there"
+            return "dns", "the server's name is not found; check the host or the DNS"
+        # asyncio joins the errors of several addresses into the text of one OSError (CPython 3.11).
+        case OSError() if isinstance(error, ConnectionRefusedError) or _REFUSED in str(error):
+            return "refused", "connection refused; nothing listens there"
+    return None
+
+
+def _conversation(doing: str, error: BaseException) -> tuple[str, str]:
+    match error:
         case TimeoutError():
-            return "timeout", f"{place}: no answer in time while {_DOING[phase]}"
+            return "timeout", f"no answer in time while {doing}"
         case Garbled():
-            return "garbled", f"{place}: no proper SMTP while {_DOING[phase]}: {error}"
+            return "garbled", f"no proper SMTP while {doing}: {error}"
         case ConnectionError():
-            return "closed", f"{place}: the connection was closed while {_DOING[phase]}"
-        case _:
-            return "unreachable", f"{place}: cannot be reached ({error.__class__.__name__})"
+            return "closed", f"the connection was closed while {doing}"
+    return "unreachable", f"cannot be reached ({error.__class__.__name__})"
 
 
 def certificate_fault(error: ssl.SSLCertVerificationError) -> str:

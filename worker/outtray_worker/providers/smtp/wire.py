@@ -109,7 +109,7 @@ class Wire(SMTPProtocol):
         """The earliest reply that has arrived and that nobody has read, if any."""
         return self._replies.popleft() if self._replies else None
 
-    async def read_response(self, timeout: float | None = None) -> SMTPResponse:
+    async def read_response(self, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109 (aiosmtplib's name)
         """The next reply, after at most `timeout` seconds.
 
         Raises `TimeoutError`, `Garbled`, or `SMTPServerDisconnected` once all that arrived before has been read.
@@ -131,10 +131,9 @@ class Wire(SMTPProtocol):
 
     # ── bytes out ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def flush(self, timeout: float) -> None:
-        """Return once the kernel has every byte written so far. Raises `TimeoutError`, `ConnectionError`."""
-        async with asyncio.timeout(timeout):
-            await self._drain_helper()
+    async def flush(self) -> None:
+        """Return once the kernel has every byte written so far. Raises `ConnectionError`."""
+        await self._drain_helper()
 
     async def secure(self, context: ssl.SSLContext, server_name: str) -> None:
         """TLS from here on. Raises `ssl.SSLError`, `OSError`, and `Garbled` when the server spoke before it.

@@ -1,0 +1,279 @@
+"""Enqueue: accept messages durably, in one statement, idempotently.
+
+A message is judged and frozen here, before PostgreSQL sees it; then one statement inserts messages, recipients, tags,
+content, journal and events from `unnest` arrays. What stood there already under the same idempotency key is looked up
+and answered with. Content above 1 MiB follows in chunks, in the same transaction, one chunk in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from outtray.door import Door, MailboxFacts, is_external, problems_of, size_problems
+from outtray.plan import Begin, Commit, Plan, Row, Statement, Wake, Wakes, add_wakes
+from outtray_schema import bindings
+from outtray_schema.content import Head, sealed_content
+from outtray_schema.errors import IdempotencyConflict, InvalidMessage, Problem, Refused
+from outtray_schema.ids import new_id
+from outtray_schema.message import PRIORITIES, Message, Recipient
+from outtray_schema.mime import freeze, new_rfc_message_id
+from outtray_schema.request_hash import differing_fields, request_hash
+
+# Inserts messages and all that belongs to them; locks nothing but what it inserts. A key that another transaction is
+# just inserting is waited for. The mailbox is only read: a long transaction of a producer's blocks no turn.
+INSERT = """
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
+asked AS MATERIALIZED (
+    SELECT * FROM unnest(%(id)b::uuid[], %(mailbox_id)b::uuid[], %(idempotency)b::bytea[], %(request_hash)b::bytea[],
+        %(due_at)b::timestamptz[], %(priority)b::smallint[], %(give_up_after)b::interval[], %(expires_at)b::timestamptz[],
+        %(on_unknown)b::text[], %(recipients)b::int[], %(external)b::int[], %(size)b::bigint[], %(rfc_message_id)b::text[],
+        %(tags)b::text[], %(head)b::bytea[], %(body)b::bytea[], %(body_hash)b::bytea[])
+    AS a (id, mailbox_id, idempotency, request_hash, due_at, priority, give_up_after, expires_at, on_unknown, recipients,
+        external, size, rfc_message_id, tags, head, body, body_hash)),
+accepted AS (
+    INSERT INTO outtray.message (id, app_id, mailbox_id, idempotency, request_hash, due_at, priority, give_up_after, expires_at,
+        on_unknown, recipients, external, size, rfc_message_id, tags, created_at)
+    SELECT a.id, %(app)b, a.mailbox_id, a.idempotency, a.request_hash, coalesce(a.due_at, t.now), a.priority, a.give_up_after,
+        a.expires_at, a.on_unknown, a.recipients, a.external, a.size, a.rfc_message_id, string_to_array(a.tags, E'\\x1f'), t.now
+    FROM asked a, t
+    WHERE EXISTS (SELECT FROM outtray.mailbox b WHERE b.id = a.mailbox_id AND b.app_id = %(app)b AND b.status <> 'disabled')
+    ON CONFLICT (app_id, idempotency) WHERE idempotency IS NOT NULL DO NOTHING
+    RETURNING id, mailbox_id, state, due_at, tags),
+addressed AS (
+    INSERT INTO outtray.recipient (message_id, n, role, address, address_index, external)
+    SELECT r.message_id, r.n, r.role, r.address, r.address_index, r.external
+    FROM unnest(%(to_id)b::uuid[], %(to_n)b::smallint[], %(to_role)b::text[], %(to_address)b::bytea[], %(to_index)b::bytea[],
+        %(to_external)b::bool[]) AS r (message_id, n, role, address, address_index, external)
+    JOIN accepted ON accepted.id = r.message_id),
+filled AS (
+    INSERT INTO outtray.content (message_id, head, body, body_hash)
+    SELECT a.id, a.head, a.body, a.body_hash FROM asked a JOIN accepted USING (id)),
+tagged AS (
+    INSERT INTO outtray.message_tag (app_id, tag, message_id)
+    SELECT %(app)b, tag, id FROM accepted, unnest(accepted.tags) AS tag),
+noted AS (
+    INSERT INTO outtray.journal (at, message_id, mailbox_id, kind, actor)
+    SELECT t.now, id, mailbox_id, 'enqueued', %(actor)b::text FROM accepted, t),
+told AS (
+    INSERT INTO outtray.event (at, app_id, mailbox_id, message_id, kind)
+    SELECT t.now, %(app)b, mailbox_id, id, 'queued' FROM accepted, t)
+SELECT id, mailbox_id, state, due_at FROM accepted
+"""
+
+# Reads the messages that these idempotency keys stand for; locks nothing.
+FIRST_OF_KEYS = """
+SELECT m.id, m.idempotency, m.request_hash, m.state, m.due_at FROM outtray.message m
+WHERE m.app_id = %(app)s AND m.idempotency = ANY(%(keys)s::bytea[])
+"""
+
+# Inserts one piece of a large content.
+INSERT_CHUNK = "INSERT INTO outtray.content_chunk (message_id, n, data) VALUES (%(id)b, %(n)b, %(data)b)"
+
+TAG_SEPARATOR = "\x1f"
+"""Between the tags of a message on their way into one array; no tag can hold a control character."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A message that is ours now. `created` is False if its idempotency key had brought it before."""
+
+    id: UUID
+    created: bool
+    state: str
+    due_at: datetime | None
+    """When it may leave at the earliest."""
+
+
+@dataclass(slots=True)
+class Frozen:
+    """A message as it will be stored: judged, sealed, its bytes fixed."""
+
+    id: UUID
+    mailbox_id: UUID
+    row: dict[str, Any] = field(repr=False)
+    addresses: list[tuple[Any, ...]] = field(repr=False)
+    chunks: Callable[[], Iterator[tuple[int, bytes]]] | None = field(repr=False)
+
+    @property
+    def key(self) -> bytes | None:
+        key: bytes | None = self.row["idempotency"]
+        return key
+
+
+Answer = Accepted | Refused
+"""What became of one message of a batch."""
+
+
+def enqueue(door: Door, message: Message, remember: bool = True) -> Plan[Accepted]:
+    """Accept one message. Raises `InvalidMessage`, `IdempotencyConflict` or `NotFound`."""
+    (answer,) = yield from enqueue_batch(door, [message], remember)
+    if isinstance(answer, Refused):
+        raise answer
+    return answer
+
+
+def enqueue_batch(
+    door: Door, messages: Sequence[Message], remember: bool = True, all_or_none: bool = False
+) -> Plan[list[Answer]]:
+    """Accept messages in one transaction, in their order; those refused are answered with their errors.
+
+    `all_or_none`: nothing is stored if the door refuses one of them.
+    """
+    app_id = yield from door.app(remember)
+    boxes = yield from door.mailboxes(app_id, {message.mailbox for message in messages}, remember)
+    judged = [freeze_at_the_door(door, app_id, message, boxes.get(message.mailbox)) for message in messages]
+    frozen = [each for each in judged if isinstance(each, Frozen)]
+    if not frozen or (all_or_none and len(frozen) < len(messages)):
+        return [each for each in judged if isinstance(each, Refused)]
+    stored = yield from _store(door, app_id, frozen)
+    return [each if isinstance(each, Refused) else stored[each.id] for each in judged]
+
+
+def freeze_at_the_door(door: Door, app_id: UUID, message: Message, box: MailboxFacts | None) -> Frozen | InvalidMessage:
+    """Judge a message for its mailbox and fix its bytes; an error as a value, since a batch goes on."""
+    problems = problems_of(message, box)
+    if problems or box is None:
+        return InvalidMessage(problems)
+    try:
+        frozen = _frozen(door, app_id, message, box)
+    except InvalidMessage as error:
+        return error
+    except OSError as error:
+        return InvalidMessage(Problem("attachments", f"a file cannot be read: {error.strerror}"))
+    problems = size_problems(frozen.row["size"], box, door.settings)
+    return InvalidMessage(problems) if problems else frozen
+
+
+def _frozen(door: Door, app_id: UUID, message: Message, box: MailboxFacts) -> Frozen:
+    vault, message_id = door.vault, new_id()
+    sender = message.from_ or box.sender
+    rfc_message_id = new_rfc_message_id(message_id, sender.domain)
+    mime = freeze(message, sender=sender, rfc_message_id=rfc_message_id, date=message.send_at or datetime.now(UTC))
+    content = sealed_content(vault, message_id, _head(message, sender), mime)
+    external = [is_external(recipient.address, box) for recipient in message.recipients]
+    key = message.idempotency_key
+    row = {
+        "id": message_id,
+        "mailbox_id": box.id,
+        "idempotency": vault.keyed_hash(app_id, "idempotency", key.encode()) if key is not None else None,
+        "request_hash": request_hash(vault, app_id, message),
+        "due_at": message.send_at,
+        "priority": PRIORITIES[message.priority],
+        "give_up_after": message.give_up_after,
+        "expires_at": message.expires_at,
+        "on_unknown": message.on_unknown,
+        "recipients": len(external),
+        "external": sum(external),
+        "size": mime.size,
+        "rfc_message_id": rfc_message_id,
+        "tags": TAG_SEPARATOR.join(message.tags),
+        "head": content.head,
+        "body": content.body,
+        "body_hash": content.body_hash,
+    }
+    addresses = list(_address_rows(door, app_id, message_id, message.recipients, external))
+    return Frozen(message_id, box.id, row, addresses, content.chunks if content.body is None else None)
+
+
+def _head(message: Message, sender: Any) -> Head:
+    return Head(
+        sender=sender,
+        recipients=tuple((recipient.role, recipient.address) for recipient in message.recipients),
+        subject=message.subject,
+        metadata=message.metadata,
+    )
+
+
+def _address_rows(
+    door: Door, app_id: UUID, message_id: UUID, recipients: Iterable[Recipient], external: Iterable[bool]
+) -> Iterator[tuple[Any, ...]]:
+    seal, index = door.vault.addresses.encrypt, door.vault.blind_index
+    for n, (recipient, is_outside) in enumerate(zip(recipients, external, strict=True)):
+        email = recipient.address.email
+        sealed = seal(email.encode(), bindings.recipient(message_id, n))
+        yield message_id, n, recipient.role, sealed, index(app_id, email), is_outside
+
+
+def _store(door: Door, app_id: UUID, frozen: Sequence[Frozen]) -> Plan[dict[UUID, Answer]]:
+    """Insert, then answer for each: the new row, the first one of its key, or a refusal."""
+    answers: dict[UUID, Answer] = {}
+    waiting = list(frozen)
+    # A key's first message can vanish (rolled back, pruned) between the insert and the look; then it is ours after all.
+    for _ in range(2):
+        rows = yield from _insert(door, app_id, waiting)
+        answers |= {row["id"]: Accepted(row["id"], True, row["state"], row["due_at"]) for row in rows}
+        waiting = [each for each in waiting if each.id not in answers]
+        if not waiting:
+            return answers
+        answers |= yield from _look_up(app_id, waiting)
+        waiting = [each for each in waiting if each.id not in answers]
+        if not waiting:
+            return answers
+    return answers | {each.id: InvalidMessage(Problem("mailbox", "has just been removed or disabled")) for each in waiting}
+
+
+def _insert(door: Door, app_id: UUID, frozen: Sequence[Frozen]) -> Plan[list[Row]]:
+    large = [each for each in frozen if each.chunks is not None]
+    if large:
+        yield Begin()
+    rows = yield Statement(INSERT, {"app": app_id, "actor": door.actor, **_columns(frozen)})
+    created = {row["id"] for row in rows}
+    for each in large:
+        if each.id in created:
+            yield from _insert_chunks(each)
+    if large:
+        yield Commit()
+    yield Wake(_wakes(rows))
+    return rows
+
+
+def _insert_chunks(frozen: Frozen) -> Plan[None]:
+    for n, data in frozen.chunks() if frozen.chunks else ():
+        yield Statement(INSERT_CHUNK, {"id": frozen.id, "n": n, "data": data})
+
+
+def _wakes(rows: Iterable[Mapping[str, Any]]) -> Wakes:
+    wakes: Wakes = {}
+    for row in rows:
+        add_wakes(wakes, {row["mailbox_id"]: row["due_at"]})
+    return wakes
+
+
+_COLUMNS = (
+    "id", "mailbox_id", "idempotency", "request_hash", "due_at", "priority", "give_up_after", "expires_at", "on_unknown",
+    "recipients", "external", "size", "rfc_message_id", "tags", "head", "body", "body_hash",
+)  # fmt: skip
+_ADDRESS_COLUMNS = ("to_id", "to_n", "to_role", "to_address", "to_index", "to_external")
+
+
+def _columns(frozen: Sequence[Frozen]) -> dict[str, list[Any]]:
+    """The rows of a batch as one list per column."""
+    addresses = [address for each in frozen for address in each.addresses]
+    columns = {name: [each.row[name] for each in frozen] for name in _COLUMNS}
+    return columns | {name: [address[n] for address in addresses] for n, name in enumerate(_ADDRESS_COLUMNS)}
+
+
+def _look_up(app_id: UUID, waiting: Sequence[Frozen]) -> Plan[dict[UUID, Answer]]:
+    """For what was not inserted: the first message of its key, if there is one."""
+    keys = [each.key for each in waiting if each.key is not None]
+    rows = (yield Statement(FIRST_OF_KEYS, {"app": app_id, "keys": keys})) if keys else []
+    firsts = {bytes(row["idempotency"]): row for row in rows}
+    return {
+        each.id: _repeated(firsts[each.key], each.row["request_hash"])
+        for each in waiting
+        if each.key is not None and each.key in firsts
+    }
+
+
+def _repeated(first: Row, asked: bytes) -> Answer:
+    problems = [
+        Problem(name, "differs from the first request with this idempotency key; use another key for another message")
+        for name in differing_fields(bytes(first["request_hash"]), asked)
+    ]
+    if problems:
+        return IdempotencyConflict(problems, str(first["id"]))
+    return Accepted(first["id"], False, first["state"], first["due_at"])

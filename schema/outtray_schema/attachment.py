@@ -1,0 +1,179 @@
+"""Attachments and inline images, as an app hands them in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import mimetypes
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from outtray_schema.address import refuse_control_characters
+from outtray_schema.errors import InvalidMessage, Problem
+
+_PARAMETER = r"""\s*;\s*[A-Za-z0-9!#$&^_.+-]+=(?:[A-Za-z0-9!#$&^_.+-]+|"[ !#-\[\]-~]*")"""
+_CONTENT_TYPE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(?:{_PARAMETER})*")
+_INLINE_ID = re.compile(r"[A-Za-z0-9._+@-]{1,128}")
+_PIECE = 57 * 4096
+"""Bytes that are read at once: whole lines of base64 (57 bytes make 76 columns), 228 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that travels with a message. Raises `InvalidMessage` naming every field that is wrong.
+
+    Give either `content` (bytes) or `path` (read when the message is enqueued, never held whole). `content_type` is
+    guessed from the file's name if it is left out. With `inline_id="logo"` it is an image that the html shows by
+    `<img src="cid:logo">`.
+    """
+
+    filename: str
+    content: bytes | None = field(default=None, repr=False)
+    path: Path | None = field(default=None, repr=False)
+    content_type: str | None = None
+    inline_id: str | None = None
+
+    def __post_init__(self) -> None:
+        problems: list[Problem] = []
+        for name, check in _CHECKS.items():
+            try:
+                object.__setattr__(self, name, check(self))
+            except ValueError as error:
+                problems.append(Problem(name, str(error)))
+        if problems:
+            raise InvalidMessage(problems)
+
+    @property
+    def mime_type(self) -> str:
+        """The content type, given or guessed, with its parameters."""
+        return self.content_type or "application/octet-stream"
+
+    @property
+    def size(self) -> int:
+        """Its bytes; of a file, what it has now. Raises `OSError` if the file is gone."""
+        return len(self.content) if self.path is None else self.path.stat().st_size  # type: ignore[arg-type]
+
+    def read(self) -> Iterator[bytes]:
+        """Its bytes in pieces of at most 228 KiB, each but the last a multiple of 57 bytes. Raises `OSError`."""
+        if self.path is None:
+            content = memoryview(self.content or b"")
+            for start in range(0, len(content), _PIECE):
+                yield bytes(content[start : start + _PIECE])
+            return
+        with self.path.open("rb", buffering=0) as file:
+            while piece := _read_full(file.read, _PIECE):
+                yield piece
+
+    def digest(self) -> bytes:
+        """SHA-256 of its bytes. Raises `OSError`."""
+        digest = hashlib.sha256()
+        for piece in self.read():
+            digest.update(piece)
+        return digest.digest()
+
+
+def attachment_from_json(fields: Mapping[str, Any], *, paths: bool) -> Attachment:
+    """An attachment from JSON: `content` in base64, or, where `paths` allows it, `path`.
+
+    Paths are for callers who may read this machine's files anyway: never for what came over a network.
+    """
+    fields = dict(fields)
+    if unknown := fields.keys() - {"filename", "content", "path", "content_type", "inline_id"}:
+        raise InvalidMessage([Problem(str(name), "is no field of an attachment") for name in sorted(unknown, key=str)])
+    if fields.get("path") is not None:
+        if not paths:
+            raise InvalidMessage(Problem("path", "is not allowed here; send the bytes as base64 in content"))
+        fields.setdefault("filename", Path(str(fields["path"])).name)
+    if isinstance(fields.get("content"), str):
+        try:
+            fields["content"] = base64.b64decode(fields["content"], validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidMessage(Problem("content", "must be base64 without line breaks")) from None
+    return Attachment(**{"filename": "", **fields})
+
+
+def _read_full(read: Callable[[int], bytes], size: int) -> bytes:
+    """Read until `size` bytes or the end: a raw file may return less, and base64 needs whole lines."""
+    piece = read(size)
+    while 0 < len(piece) < size and (more := read(size - len(piece))):
+        piece += more
+    return piece
+
+
+def _checked_filename(attachment: Attachment) -> str:
+    name: object = attachment.filename
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError("needs a name like offer.pdf")
+    refuse_control_characters(name)
+    if "/" in name or "\\" in name or name.strip() in (".", ".."):
+        raise ValueError("must be a file's name without folders")
+    if len(name.encode()) > 255:
+        raise ValueError("has at most 255 bytes")
+    return name.strip()
+
+
+def _checked_path(attachment: Attachment) -> Path | None:
+    path: object = attachment.path
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError("must be a path to a file")
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no path"
+        raise ValueError(f"the file cannot be read: {why}") from None
+    # Opening a FIFO or a device would hang the caller, or never end.
+    if not stat.S_ISREG(status.st_mode) or not os.access(path, os.R_OK):
+        raise ValueError("must be a regular file that this process may read")
+    return Path(os.fspath(path))
+
+
+def _checked_content(attachment: Attachment) -> bytes | None:
+    content: object = attachment.content
+    if (content is None) == (attachment.path is None):
+        raise ValueError("give the bytes in content, or a file in path: one of them")
+    if content is None or isinstance(content, bytes):
+        return content
+    if isinstance(content, (bytearray, memoryview)):
+        return bytes(content)
+    raise ValueError('must be bytes; encode a text first: text.encode("utf-8")')
+
+
+def _checked_content_type(attachment: Attachment) -> str:
+    given: object = attachment.content_type
+    if given is None:
+        guessed = mimetypes.guess_type(attachment.filename)[0] if isinstance(attachment.filename, str) else None
+        return guessed if guessed and not _is_composite(guessed) else "application/octet-stream"
+    if not isinstance(given, str) or len(given) > 200 or not _CONTENT_TYPE.fullmatch(given):
+        raise ValueError("must be a media type like application/pdf")
+    # RFC 2046 5.2.1 forbids base64 on these, and without it their lines could not be kept as they are.
+    if _is_composite(given):
+        raise ValueError("multipart and message types cannot be attached as they are; use application/octet-stream")
+    return given
+
+
+def _is_composite(content_type: str) -> bool:
+    return content_type.lower().startswith(("multipart/", "message/"))
+
+
+def _checked_inline_id(attachment: Attachment) -> str | None:
+    inline_id: object = attachment.inline_id
+    if inline_id is None or (isinstance(inline_id, str) and _INLINE_ID.fullmatch(inline_id)):
+        return inline_id
+    raise ValueError("has 1 to 128 of the characters A-Z a-z 0-9 . _ + @ -, as in cid:logo")
+
+
+_CHECKS: dict[str, Callable[[Attachment], object]] = {
+    "filename": _checked_filename,
+    "content": _checked_content,
+    "path": _checked_path,
+    "content_type": _checked_content_type,
+    "inline_id": _checked_inline_id,
+}

@@ -1,0 +1,247 @@
+"""SMTP, driven phase by phase on aiosmtplib's protocol: the closing dot is the handover, and a write of its own.
+
+    connect → TLS → EHLO → one AUTH     once per turn, renewed after `smtp_session_messages` messages
+    MAIL → RCPT → DATA → body           `prepare`: repeatable, every wait bounded, nothing accepted yet
+    the dot                             `hand_over`: after the gate, one write, then the server's one answer
+
+A link whose state is in doubt (a time-out, a broken reply, a body without its dot) is dropped, never reset and reused.
+A refusal is returned first; RSET comes before the link's *next* mail, where its stall can no longer hide the verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from outtray_schema.outcome import Held, NotBegun, Outcome
+from outtray_schema.settings import Settings
+from outtray_worker.deadline import Deadline, boottime
+from outtray_worker.providers import Account, Mail
+from outtray_worker.providers.smtp.auth import secrets_of
+from outtray_worker.providers.smtp.dialogue import (
+    Body,
+    ContentLost,
+    envelope,
+    give_body,
+    give_envelope,
+    write_dot,
+)
+from outtray_worker.providers.smtp.link import Ended, Link, Server, build_context, connect
+from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.smtp.troubles import interrupted
+from outtray_worker.providers.smtp.wire import Garbled
+
+T = TypeVar("T")
+
+_CHECK_AFTER = 1.0
+"""Seconds of silence after which a kept connection is asked whether it lives: within a turn mails follow at once."""
+_FAREWELL = 5.0
+"""Seconds that a server gets to answer QUIT, which nothing depends on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a mailbox's server showed: for `outtray mailbox test`. Nothing was sent."""
+
+    place: str
+    tls: str
+    """`TLSv1.3` and the like; "" in clear."""
+    mechanism: str
+    """The login that worked, e.g. `plain`; "" if the mailbox has no credentials."""
+    mechanisms: tuple[str, ...]
+    size_limit: int
+    """Bytes; 0 where the server names no limit."""
+    extensions: tuple[str, ...]
+
+
+class SmtpProvider:
+    """Mailboxes that are sent from by SMTP, each with a server of its own. One object per process."""
+
+    name = "smtp"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._contexts: dict[tuple[str | None, float], ssl.SSLContext] = {}
+
+    def open(self, account: Account) -> SmtpSession:
+        return SmtpSession(self, account)
+
+    async def check(self, account: Account) -> Check | Outcome:
+        """Connect, log in and leave, sending nothing: what the server offers, or the outcome that a mail would get."""
+        session = self.open(account)
+        try:
+            return await session.check()
+        finally:
+            await session.close()
+
+    async def context(self, ca_file: str | None) -> ssl.SSLContext:
+        """TLS as `build_context` makes it, kept until the file changes. Raises `Ended` if the file cannot be used."""
+        try:
+            key = (ca_file, await asyncio.to_thread(changed_at, ca_file) if ca_file else 0.0)
+            if key not in self._contexts:
+                self._contexts[key] = await asyncio.to_thread(build_context, ca_file)
+        except OSError as error:
+            reason = f"the mailbox's ca_file cannot be used: {ca_file} ({error.strerror or 'no certificates in it'})"
+            raise Ended(Held(reason, status="disabled", evidence={"rule": "ca-file"})) from error
+        return self._contexts[key]
+
+
+def changed_at(file: str) -> float:
+    return Path(file).stat().st_mtime
+
+
+class SmtpSession:
+    """One mailbox's connection for one turn. It connects at its first mail."""
+
+    def __init__(self, provider: SmtpProvider, account: Account) -> None:
+        self._provider = provider
+        self._settings = provider.settings
+        self._account = account
+        self._secrets = tuple(secrets_of(account.credentials))
+        self._link: Link | None = None
+
+    async def prepare(self, mail: Mail) -> SmtpPrepared | Outcome:
+        """Everything but the dot. Raises what the mail's own content raises, never what the network does."""
+        return await self._bounded(lambda: self._prepare(mail))
+
+    async def _prepare(self, mail: Mail) -> SmtpPrepared:
+        link = await self._ready()
+        link.redact = Redactor(*self._secrets, *names_of(mail))
+        body = Body(mail)
+        try:
+            await give_envelope(link, envelope(link, mail, await body.look_ahead()))
+            await give_body(link, body, mail.size)
+        finally:
+            await body.close()
+        return SmtpPrepared(self, link, mail)
+
+    async def check(self) -> Check | Outcome:
+        return await self._bounded(self._check)
+
+    async def _check(self) -> Check:
+        link = await self._ready()
+        transport = link.wire.transport
+        secured: ssl.SSLObject | None = transport.get_extra_info("ssl_object") if transport else None
+        return Check(
+            place=link.server.place,
+            tls=(secured.version() or "") if secured else "",
+            mechanism=link.mechanism,
+            mechanisms=link.mechanisms,
+            size_limit=link.size_limit,
+            extensions=tuple(sorted(link.extensions)),
+        )
+
+    async def _bounded(self, steps: Callable[[], Awaitable[T]]) -> T | Outcome:
+        """Run steps before the handover within `prepare_limit`; whatever ends them early becomes an outcome."""
+        try:
+            async with asyncio.timeout(self._settings.prepare_limit.total_seconds()):
+                return await steps()
+        except Ended as end:
+            if self._link and not self._link.usable:
+                self.drop()
+            return end.outcome
+        except (OSError, TimeoutError, Garbled) as error:
+            return self._interrupted(error)
+        except ContentLost as lost:
+            self.drop()
+            raise lost.__cause__ or lost from None
+        except BaseException:
+            self.drop()
+            raise
+
+    def _interrupted(self, error: Exception) -> Outcome:
+        link = self._link
+        self.drop()
+        return interrupted(link.phase, link.server.place, error) if link else interrupted("connect", "", error)
+
+    async def _ready(self) -> Link:
+        """The kept link if it is young and alive, else a new one."""
+        if self._link and await self._still_good(self._link):
+            return self._link
+        await self.close()
+        server = Server.of(self._account.server)
+        context = await self._provider.context(server.ca_file)
+        self._link = link = Link(server, self._settings, Redactor(*self._secrets))
+        await connect(link, self._account.credentials, self._settings, context)
+        return link
+
+    async def _still_good(self, link: Link) -> bool:
+        if not link.usable or link.messages >= self._settings.smtp_session_messages:
+            return False
+        if not link.dirty and boottime() - link.spoke_at < _CHECK_AFTER:
+            return True
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
+                reply = await link.ask(b"RSET" if link.dirty else b"NOOP")
+        except (Ended, OSError, TimeoutError, Garbled):
+            self.drop()
+            return False
+        link.dirty = link.dirty and reply.code != 250
+        return reply.code == 250
+
+    def drop(self) -> None:
+        """Forget the connection at once: a body that is under way never gets its dot."""
+        if self._link:
+            self._link.wire.drop()
+            self._link = None
+
+    async def close(self) -> None:
+        """Leave with QUIT where the dialogue allows it."""
+        link, self._link = self._link, None
+        if link is None:
+            return
+        if link.usable:
+            with suppress(Ended, OSError, TimeoutError, Garbled):
+                async with asyncio.timeout(min(_FAREWELL, link.patience)):
+                    await link.ask(b"QUIT")
+        link.wire.drop()
+
+
+class SmtpPrepared:
+    """A mail whose body the server has, and which lacks only the dot."""
+
+    def __init__(self, session: SmtpSession, link: Link, mail: Mail) -> None:
+        self._session = session
+        self._link = link
+        self._mail = mail
+
+    async def hand_over(self, begin_by: Deadline, answer_by: Deadline) -> Outcome:
+        """Write the dot if `begin_by` still lies ahead and the server has not turned away, then wait for its answer."""
+        link = self._link
+        try:
+            link.heed()
+            if not link.wire.alive:
+                raise ConnectionResetError
+        except Ended as end:
+            self._session.drop()
+            return end.outcome
+        except (OSError, Garbled) as error:
+            self._session.drop()
+            return interrupted(link.phase, link.server.place, error)
+        if begin_by.passed:
+            self._session.drop()
+            return NotBegun("the time to begin the handover had passed", evidence={"rule": "too-late"})
+        return await self._commit(link, answer_by)
+
+    async def _commit(self, link: Link, answer_by: Deadline) -> Outcome:
+        link.messages += 1
+        try:
+            return await write_dot(link, self._mail, answer_by)
+        finally:
+            if not link.usable:
+                self._session.drop()
+
+    async def abandon(self) -> None:
+        """Drop the connection: without the dot the server throws the body away (RFC 5321 4.1.1.10)."""
+        self._session.drop()
+
+
+def names_of(mail: Mail) -> tuple[str, ...]:
+    """What must not stand in evidence: the addresses of a mail, and their local parts, which servers quote alone."""
+    addresses = (mail.sender, *mail.recipients)
+    return tuple(part for address in addresses for part in (address, address.rpartition("@")[0]))

@@ -1,0 +1,276 @@
+"""One mail on a logged-in connection, phase by phase: MAIL, RCPT, DATA, the body, and at last the dot.
+
+Everything but the dot may be repeated: a server that has not read `<CRLF>.<CRLF>` has accepted nothing (RFC 5321
+4.1.1.4). The dot is the handover, a write of its own after the kernel has taken all that comes before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+
+from aiosmtplib import SMTPResponse
+
+from outtray_schema.outcome import Evidence, Failed, Held, Outcome, Parked, Sent, Unknown
+from outtray_worker.deadline import Deadline, boottime
+from outtray_worker.providers import Mail
+from outtray_worker.providers.smtp.link import Ended, Link
+from outtray_worker.providers.smtp.wire import Garbled
+
+_BLOCK = 64 * 1024
+DOT = b".\r\n"
+
+
+class ContentLost(Exception):
+    """The mail's own bytes could not be read: no fault of the server. The cause is `__cause__`."""
+
+
+# ── the envelope ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def path(address: str) -> bytes:
+    """An address between its brackets, the domain in IDNA. Raises `ValueError` if it cannot stand there."""
+    local, at, domain = address.rpartition("@")
+    if not at or not local or re.search(r"[\x00-\x1f\x7f<>]", address) or (" " in local and local[0] != '"'):
+        raise ValueError("the address cannot be written in an SMTP command")
+    return b"%b@%b" % (local.encode(), domain.encode("ascii" if domain.isascii() else "idna"))
+
+
+def envelope(link: Link, mail: Mail, eight_bit: bool) -> list[bytes]:
+    """MAIL and one RCPT for each recipient. Raises `Ended` for what this server cannot carry."""
+    try:
+        sender, *recipients = [path(address) for address in (mail.sender, *mail.recipients)]
+    except ValueError:
+        raise failed("unwritable-address", "an address of this message cannot be written in SMTP") from None
+    international = not all(each.isascii() for each in (sender, *recipients))
+    if international and "smtputf8" not in link.extensions:
+        raise failed("no-smtputf8", f"{link.server.place} takes no addresses beyond ASCII (it offers no SMTPUTF8)")
+    if link.size_limit and mail.size > link.size_limit:
+        raise failed("size", f"{mail.size} bytes; {link.server.place} takes {link.size_limit} at most")
+    parameters = [b"SIZE=%d" % mail.size] if "size" in link.extensions else []
+    parameters += [b"BODY=8BITMIME"] if eight_bit and "8bitmime" in link.extensions else []
+    parameters += [b"SMTPUTF8"] if international else []
+    return [b" ".join([b"MAIL FROM:<%b>" % sender, *parameters]), *(b"RCPT TO:<%b>" % each for each in recipients)]
+
+
+def failed(rule: str, reason: str) -> Ended:
+    return Ended(Failed(reason, evidence={"rule": rule}))
+
+
+async def give_envelope(link: Link, commands: Sequence[bytes]) -> None:
+    """All recipients or none: any refusal ends the attempt, and RSET comes before the link's next mail."""
+    link.phase = "mail"
+    link.dirty = True
+    if "pipelining" in link.extensions:
+        replies = await ask_at_once(link, commands)
+    else:
+        replies = [await link.ask(commands[0])]
+        if replies[0].code == 250:
+            link.phase = "rcpt"
+            replies += [await link.ask(command) for command in commands[1:]]
+    link.phase = "mail"
+    link.expect(replies[0], 250)
+    link.phase = "rcpt"
+    expect_recipients(link, replies[1:], len(commands) - 1)
+
+
+async def ask_at_once(link: Link, commands: Sequence[bytes]) -> list[SMTPResponse]:
+    """All commands in one write (RFC 2920), then their replies, fewer if the connection ends after a refusal.
+
+    DATA is not among them: after 354 a refused recipient could only be answered by sending to the others.
+    """
+    link.heed()
+    link.wire.write(b"\r\n".join(commands) + b"\r\n")
+    replies: list[SMTPResponse] = []
+    try:
+        for _ in commands:
+            replies.append(await link.wire.read_response(timeout=link.patience))
+            link.phase = "rcpt"
+    except (OSError, TimeoutError, Garbled):
+        link.wire.drop()
+        if not any(reply.code >= 400 for reply in replies):
+            raise
+    link.spoke_at = boottime()
+    return replies
+
+
+def expect_recipients(link: Link, replies: Sequence[SMTPResponse], asked: int) -> None:
+    """Raises `Ended` with the weightiest refusal; its evidence names the refused by their position, from 0."""
+    refusals = [(n, reply) for n, reply in enumerate(replies) if reply.code >= 400]
+    if not refusals:
+        if len(replies) != asked or any(reply.code not in (250, 251, 252) for reply in replies):
+            raise Garbled("a reply to RCPT that is out of place")
+        return
+    refused = ",".join(str(n) for n, _ in refusals[:50])
+    ends = [link.refused(reply, refused_recipients=refused) for _, reply in refusals]
+    raise min(ends, key=lambda end: weight(end.outcome))
+
+
+def weight(outcome: Outcome) -> int:
+    """What concerns the whole mailbox comes first, then what no later try can mend."""
+    return next((n for n, kind in enumerate((Held, Parked, Failed)) if isinstance(outcome, kind)), 3)
+
+
+# ── the body ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DotStuffing:
+    """The transparency of RFC 5321 4.5.2 over pieces: a line that begins with a dot gets another one."""
+
+    def __init__(self) -> None:
+        self._tail = b"\r\n"
+        self._breaks = [0, 0, 0]
+
+    def feed(self, piece: bytes) -> bytes:
+        """`piece` as it travels, wherever the pieces were cut."""
+        joined = self._tail + piece
+        for n, mark in enumerate((b"\r", b"\n", b"\r\n")):
+            self._breaks[n] += joined.count(mark) - self._tail.count(mark)
+        stuffed = joined.replace(b"\r\n.", b"\r\n..")[len(self._tail) :]
+        self._tail = joined[-2:]
+        return stuffed
+
+    def end(self) -> bytes:
+        """What must follow so that the dot stands on a line of its own."""
+        return b"" if self._tail == b"\r\n" else b"\r\n"
+
+    @property
+    def bare_breaks(self) -> bool:
+        """Whether a CR or LF stood alone: servers differ on them, which lets a text end the mail early (smuggling)."""
+        carriage_returns, line_feeds, pairs = self._breaks
+        return carriage_returns != pairs or line_feeds != pairs
+
+
+class Body:
+    """A mail's bytes, one piece ahead, so that MAIL can say what they need."""
+
+    def __init__(self, mail: Mail) -> None:
+        self._pieces: AsyncIterator[bytes] = aiter(mail.body())
+        self._ahead: list[bytes] = []
+        self.ended = False
+
+    async def look_ahead(self) -> bool:
+        """Whether 8BITMIME is to be declared: the bytes need it, or there are more than can be looked at."""
+        for _ in range(2):
+            if (piece := await self._pull()) is not None:
+                self._ahead.append(piece)
+        return not self.ended or not all(piece.isascii() for piece in self._ahead)
+
+    async def next(self) -> bytes | None:
+        """The next piece; `None` after the last. Raises `ContentLost`."""
+        return self._ahead.pop(0) if self._ahead else await self._pull()
+
+    async def close(self) -> None:
+        """Let go of what the pieces come from, wherever the reading stopped."""
+        if isinstance(self._pieces, AsyncGenerator):
+            await self._pieces.aclose()
+
+    async def _pull(self) -> bytes | None:
+        if self.ended:
+            return None
+        try:
+            return await anext(self._pieces)
+        except StopAsyncIteration:
+            self.ended = True
+            return None
+        except Exception as error:
+            raise ContentLost from error
+
+
+async def give_body(link: Link, body: Body, size: int) -> None:
+    """DATA and every byte but the dot, in bounded memory; afterwards the kernel has them all."""
+    link.phase = "data"
+    link.expect(await link.ask(b"DATA"), 354)
+    link.in_body = True
+    stuffing, given = DotStuffing(), 0
+    while (piece := await body.next()) is not None:
+        if not piece.isascii() and "8bitmime" not in link.extensions:
+            raise failed("no-8bitmime", f"{link.server.place} takes 7-bit mail only (it offers no 8BITMIME)")
+        given += len(piece)
+        await write(link, stuffing.feed(piece))
+    await write(link, stuffing.end())
+    if stuffing.bare_breaks:
+        raise failed("bare-line-break", "the message holds a CR or LF alone, which SMTP forbids")
+    if given != size:
+        raise failed("size-changed", f"the message holds {given} bytes, not the {size} that were frozen")
+
+
+async def write(link: Link, data: bytes) -> None:
+    for block in blocks(data):
+        link.heed()
+        link.wire.write(block)
+        try:
+            async with asyncio.timeout(link.patience):
+                await link.wire.flush()
+        except (OSError, TimeoutError):
+            link.heed()
+            raise
+    link.heed()
+
+
+def blocks(data: bytes) -> Iterator[bytes]:
+    if len(data) <= _BLOCK:
+        if data:
+            yield data
+        return
+    for start in range(0, len(data), _BLOCK):
+        yield data[start : start + _BLOCK]
+
+
+# ── the dot ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def write_dot(link: Link, mail: Mail, answer_by: Deadline) -> Outcome:
+    """The handover: from its first byte on only a complete and well-formed reply decides, and all else is `Unknown`."""
+    link.phase = "dot"
+    link.wire.write(DOT)
+    try:
+        reply = await link.wire.read_response(timeout=max(answer_by.left(), 0.0))
+    except TimeoutError:
+        return unknown("timeout", f"{link.server.place} did not answer the closing dot in time")
+    except (OSError, Garbled) as error:
+        said = "answered the closing dot with no proper SMTP" if isinstance(error, Garbled) else "closed the connection"
+        return unknown("garbled" if isinstance(error, Garbled) else "closed", f"{link.server.place} {said}")
+    link.spoke_at = boottime()
+    return answer(link, mail, reply)
+
+
+def unknown(rule: str, reason: str) -> Unknown:
+    return Unknown(reason, evidence={"rule": rule, "phase": "dot"})
+
+
+def answer(link: Link, mail: Mail, reply: SMTPResponse) -> Outcome:
+    """What the reply to the dot means."""
+    if 200 <= reply.code < 300:
+        link.in_body = link.dirty = False
+        return sent(link, mail, reply)
+    if reply.code < 400:
+        return unknown("garbled", f"{link.server.place} answered the closing dot with {reply.code}")
+    # A refusal that was on its way before the dot would be followed by the answer to the dot.
+    following = link.wire.next_reply()
+    if following and following.code < 400:
+        return unknown("contradiction", f"{link.server.place} gave two answers, {reply.code} and {following.code}")
+    link.in_body = False
+    return link.refused(reply).outcome
+
+
+_QUEUE_IDS = (
+    re.compile(r"queued as ([\w.-]{4,64})", re.IGNORECASE),
+    re.compile(r"\bid=([\w.-]{4,64})", re.IGNORECASE),
+    re.compile(r"OK\s+(\d{9,12} [\w.-]{8,80}) - gsmtp"),
+    re.compile(r"^2\.0\.0 (\w{8,40}) Message accepted for delivery"),
+)
+_EXCHANGE_ID = re.compile(r"^(?:2\.\d\.\d )?OK <([^<>\s@]+@[^<>\s@]+)> \[Hostname=")
+
+
+def sent(link: Link, mail: Mail, reply: SMTPResponse) -> Sent:
+    """Taken, with what the 250 tells: a queue id (Postfix, Exim, Gmail, sendmail), or the id that Exchange gave it."""
+    text = " ".join(reply.message.split())
+    queue_id = next((found[1] for pattern in _QUEUE_IDS if (found := pattern.search(text))), None)
+    ours, evidence = mail.rfc_message_id, link.evidence(reply)
+    theirs = _EXCHANGE_ID.match(text)
+    if theirs is None or theirs[1] == ours.strip("<>"):
+        return Sent(queue_id, ours, evidence=evidence)
+    both: Evidence = {**evidence, "our_message_id": ours, "their_message_id": f"<{theirs[1]}>"}
+    return Sent(queue_id, f"<{theirs[1]}>" if ours.startswith("<") else theirs[1], evidence=both)
