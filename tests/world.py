@@ -19,7 +19,8 @@ from psycopg.rows import dict_row
 from outtray_schema.database import conninfo
 from outtray_schema.settings import Settings
 from outtray_worker.claim import ClaimedMailbox, DueMessage, claim, read_due
-from outtray_worker.group import Gate, GroupAnswer, Item, write_group
+from outtray_worker.group import GroupAnswer, write_group
+from outtray_worker.items import Gate, Item
 
 LEASE = timedelta(seconds=30)
 HANDOVER = timedelta(seconds=60)
@@ -55,6 +56,17 @@ class World:
         } | columns  # fmt: skip
         await self._insert("message", values)
         return message_id
+
+    async def recipient(self, message_id: UUID, index: bytes) -> None:
+        values = {
+            "message_id": message_id,
+            "n": 0,
+            "role": "to",
+            "address": b"",
+            "address_index": index,
+            "external": True,
+        }
+        await self._insert("recipient", values)
 
     async def _insert(self, table: str, values: dict[str, Any]) -> None:
         names, places = ", ".join(values), ", ".join(["%s"] * len(values))

@@ -20,7 +20,7 @@ _DAY = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """One mail that the server took. Times are seconds: `accepted_at` since the epoch, on the server's movable clock."""
+    """One mail that the server took. `accepted_at` is in seconds since the epoch, on the server's movable clock."""
 
     rfc_message_id: str
     user: str

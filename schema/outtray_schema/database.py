@@ -18,7 +18,9 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 def conninfo(settings: Settings) -> str:
     """The libpq URL of a settings' database: SQLAlchemy's `postgresql+psycopg://` is accepted too."""
     if settings.database_url is None:
-        raise SettingsError("OUTTRAY_DATABASE_URL is not set. Example: OUTTRAY_DATABASE_URL=postgresql://outtray@db/outtray")
+        raise SettingsError(
+            "OUTTRAY_DATABASE_URL is not set. Example: OUTTRAY_DATABASE_URL=postgresql://outtray@db/outtray"
+        )
     scheme, separator, rest = settings.database_url.partition("://")
     if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise SettingsError(

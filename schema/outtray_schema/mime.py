@@ -43,9 +43,9 @@ _BOUNDARY = "=_outtray_"
 # No name or type may contain a control character, so nobody's filename can pass for a marker.
 _MARKER = "\x01{}\x01"
 _MARKERS = re.compile(rb"\x01\d+\x01")
-_NOT_PLAIN = re.compile(rb"[^\t\r\n -~]|[ \t]\r\n|^.{79}", re.MULTILINE)
+_PLAIN = bytes(range(0x20, 0x7F)) + b"\t\r\n"
 _PHRASE = re.compile(r"[A-Za-z0-9 !#$%&'*+/=?^_`{|}~-]+")
-_NEWLINE = re.compile(r"\r\n|\r|\n")
+_NEWLINE = re.compile(r"\r\n|\r")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,6 @@ def _written_frame(
 ) -> tuple[tuple[bytes, ...], tuple[int, ...]]:
     """The frame in pieces, and the numbers of the bodies between them. Most messages of an app share a few shapes."""
     root = _tree(texts, inline, files)
-    root["MIME-Version"] = "1.0"
     for number, part in enumerate(part for part in root.walk() if part.is_multipart()):
         part.set_boundary(f"{_BOUNDARY}{number}")
     written = root.as_bytes(policy=_POLICY)
@@ -223,14 +222,20 @@ def _leaf(part: _Part) -> EmailMessage:
 
 def _encoded_text(text: str) -> tuple[str, bytes]:
     """A body's transfer encoding and its encoded bytes, ending in CRLF as every line of a mail does."""
-    data = _NEWLINE.sub("\r\n", text).encode()
-    if not data.endswith(b"\r\n"):
-        data += b"\r\n"
-    if not _NOT_PLAIN.search(data) and _BOUNDARY.encode() not in data:
+    text = _NEWLINE.sub("\n", text) if "\r" in text else text
+    data = (text if text.endswith("\n") else text + "\n").replace("\n", "\r\n").encode()
+    if _is_plain(data):
         return "7bit", data
     # Quoted-printable stays readable on its way; base64 is the shorter where most bytes are not ASCII.
     quoted = binascii.b2a_qp(data)
     return ("quoted-printable", quoted) if len(quoted) <= len(data) * 4 // 3 else ("base64", base64_lines(data))
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether a body may travel as it is: ASCII, short lines, no space that a server could strip at their ends."""
+    if data.translate(None, _PLAIN) or b" \r\n" in data or b"\t\r\n" in data or _BOUNDARY.encode() in data:
+        return False
+    return max(map(len, data.split(b"\r\n"))) <= _COLUMNS
 
 
 # ── the message's own headers ───────────────────────────────────────────────────────────────────────────────────────
@@ -252,6 +257,7 @@ def _headers(message: Message, sender: Address, rfc_message_id: str, date: datet
     if message.references:
         lines.append(_folded("References", message.references, _COLUMNS))
     lines += [_text(name, value) for name, value in message.headers.items()]
+    lines.append("MIME-Version: 1.0")
     return "".join(f"{line}\r\n" for line in lines).encode()
 
 

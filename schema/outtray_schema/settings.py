@@ -55,72 +55,120 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="OUTTRAY_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     # ── where things are ────────────────────────────────────────────────────────────────────────────────────────
-    database_url: str | None = Field(None, description="PostgreSQL, e.g. postgresql://outtray@db/outtray. Unset: the embedded server")
-    redis_url: str | None = Field(None, description="Redis or Valkey, e.g. redis://cache:6379/0. Unset: the embedded server")
-    data_folder: Path = Field(default_factory=default_data_folder, description="Embedded services, their keys, and the spool")
-    key_file: Path | None = Field(None, description="Key rings as JSON, made by `outtray keys new`. Embedded: data folder/keys.json")
-    keys: SecretStr | None = Field(None, description="The key file's JSON itself, where a file cannot be mounted; wins over the file")
+    database_url: str | None = Field(
+        None, description="PostgreSQL, e.g. postgresql://outtray@db/outtray. Unset: the embedded server"
+    )
+    redis_url: str | None = Field(
+        None, description="Redis or Valkey, e.g. redis://cache:6379/0. Unset: the embedded server"
+    )
+    data_folder: Path = Field(
+        default_factory=default_data_folder, description="Embedded services, their keys, and the spool"
+    )
+    key_file: Path | None = Field(
+        None, description="Key rings as JSON, made by `outtray keys new`. Embedded: data folder/keys.json"
+    )
+    keys: SecretStr | None = Field(
+        None, description="The key file's JSON itself, where a file cannot be mounted; wins over the file"
+    )
     app: str = Field("default", description="The app that the client and the command line speak for")
     log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for collectors")
 
     # ── dispatcher ──────────────────────────────────────────────────────────────────────────────────────────────
     round_mailboxes: int = Field(64, ge=1, le=1000, description="Mailboxes in one Celery task")
     round_backlog: int = Field(8, ge=1, description="Rounds that may wait in the broker at once")
-    round_again: Duration = Field(timedelta(seconds=30), description="A round that never began is published again after this")
-    pick_every: Duration = Field(timedelta(milliseconds=250), description="Longest pause between two looks for due mailboxes")
+    round_again: Duration = Field(
+        timedelta(seconds=30), description="A round that never began is published again after this"
+    )
+    pick_every: Duration = Field(
+        timedelta(milliseconds=250), description="Longest pause between two looks for due mailboxes"
+    )
     sweep_every: Duration = Field(timedelta(seconds=60), description="How often lost wakes are looked for")
     sweep_every_without_redis: Duration = Field(timedelta(seconds=5), description="The same while Redis is away")
     tend_every: Duration = Field(timedelta(seconds=1), description="Dead turns, overdue handovers, expiry")
     prune_every: Duration = Field(timedelta(hours=1), description="Retention and partitions")
-    keep_messages: Duration = Field(timedelta(days=90), description="Ended messages are deleted after this; at least 7 days")
+    keep_messages: Duration = Field(
+        timedelta(days=90), description="Ended messages are deleted after this; at least 7 days"
+    )
     keep_events: Duration = Field(timedelta(days=30), description="Events are dropped after this")
     keep_journal: Duration = Field(timedelta(days=365), description="Journal days are dropped after this")
 
     # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────
     engine_turns: int = Field(512, ge=1, description="Turns that one worker process runs at once")
-    host_share: float = Field(0.5, gt=0, le=1, description="Share of the engine's turns that one provider host may hold")
-    host_busy_pause: Duration = Field(timedelta(seconds=1), description="A mailbox given back because its host is busy waits this long")
+    host_share: float = Field(
+        0.5, gt=0, le=1, description="Share of the engine's turns that one provider host may hold"
+    )
+    host_busy_pause: Duration = Field(
+        timedelta(seconds=1), description="A mailbox given back because its host is busy waits this long"
+    )
     turn_length: Duration = Field(timedelta(seconds=20), description="A turn takes no new message after this")
     turn_messages: int = Field(50, ge=1, description="Messages that one turn reads and may deliver")
     lease: Duration = Field(timedelta(seconds=30), description="A turn's lease; renewed each third of it")
-    broker_patience: Duration = Field(timedelta(seconds=5), description="A worker without a broker picks mailboxes itself after this")
-    content_memory: int = Field(64 * 1024 * 1024, ge=4 * 1024 * 1024, description="Bytes of message content one worker process holds")
-    suspect_alone: Duration = Field(timedelta(seconds=5), description="A message suspected of killing workers is prepared alone this long")
+    broker_patience: Duration = Field(
+        timedelta(seconds=5), description="A worker without a broker picks mailboxes itself after this"
+    )
+    content_memory: int = Field(
+        64 * 1024 * 1024, ge=4 * 1024 * 1024, description="Bytes of message content one worker process holds"
+    )
+    suspect_alone: Duration = Field(
+        timedelta(seconds=5), description="A message suspected of killing workers is prepared alone this long"
+    )
     poison_after: int = Field(3, ge=1, description="Preparations that a message may cut short by its worker's death")
 
     # ── handover ────────────────────────────────────────────────────────────────────────────────────────────────
-    handover_begin: Duration = Field(timedelta(seconds=30), description="From the gate's submission to the first byte that commits, at most")
-    handover_answer: Duration = Field(timedelta(seconds=600), description="Wait for the provider's answer; RFC 5321 4.5.3.2.6 asks 10 minutes")
-    prepare_limit: Duration = Field(timedelta(seconds=300), description="Connection, login and upload of one message, in all")
+    handover_begin: Duration = Field(
+        timedelta(seconds=30), description="From the gate's submission to the first byte that commits, at most"
+    )
+    handover_answer: Duration = Field(
+        timedelta(seconds=600), description="Wait for the provider's answer; RFC 5321 4.5.3.2.6 asks 10 minutes"
+    )
+    prepare_limit: Duration = Field(
+        timedelta(seconds=300), description="Connection, login and upload of one message, in all"
+    )
     connect_timeout: Duration = Field(timedelta(seconds=30), description="TCP and TLS to a provider")
     command_timeout: Duration = Field(timedelta(seconds=120), description="One reply before the handover")
-    settle_time: Duration = Field(timedelta(seconds=60), description="After a handover's deadline, before absence of evidence counts")
+    settle_time: Duration = Field(
+        timedelta(seconds=60), description="After a handover's deadline, before absence of evidence counts"
+    )
 
     # ── record ──────────────────────────────────────────────────────────────────────────────────────────────────
     group_limit: int = Field(256, ge=1, description="Gates and outcomes that one group commit takes")
-    spool_after: Duration = Field(timedelta(seconds=10), description="An outcome that PostgreSQL does not take goes to the spool after this")
-    spool_folder: Path | None = Field(None, description="Where outcomes survive when PostgreSQL is away. Unset: data folder/spool")
+    spool_after: Duration = Field(
+        timedelta(seconds=10), description="An outcome that PostgreSQL does not take goes to the spool after this"
+    )
+    spool_folder: Path | None = Field(
+        None, description="Where outcomes survive when PostgreSQL is away. Unset: data folder/spool"
+    )
     drain_limit: Duration = Field(timedelta(seconds=660), description="SIGTERM waits this long for handovers under way")
 
     # ── retry and park ──────────────────────────────────────────────────────────────────────────────────────────
     attempts: int = Field(8, ge=1, description="A message's own failures before it gives up")
-    give_up_after: Duration = Field(timedelta(hours=24), description="From a message's first own failure until it gives up")
+    give_up_after: Duration = Field(
+        timedelta(hours=24), description="From a message's first own failure until it gives up"
+    )
     backoff_base: Duration = Field(timedelta(seconds=10), description="First wait: full jitter, doubled each time")
     backoff_cap: Duration = Field(timedelta(minutes=15), description="Longest wait of a message")
     park_cap: Duration = Field(timedelta(hours=1), description="Longest wait of a mailbox whose provider named no time")
     park_hint_cap: Duration = Field(timedelta(hours=24), description="A provider's own wish is believed up to this")
 
     # ── tests ───────────────────────────────────────────────────────────────────────────────────────────────────
-    crash_at: str | None = Field(None, description="For fault tests only: the named point at which a worker kills itself")
+    crash_at: str | None = Field(
+        None, description="For fault tests only: the named point at which a worker kills itself"
+    )
 
     # ── SMTP ────────────────────────────────────────────────────────────────────────────────────────────────────
-    smtp_clear_loopback: bool = Field(False, description="Allow SMTP without TLS, to loopback addresses only: for the sandbox")
+    smtp_clear_loopback: bool = Field(
+        False, description="Allow SMTP without TLS, to loopback addresses only: for the sandbox"
+    )
     smtp_session_messages: int = Field(50, ge=1, description="Messages before an SMTP session is made anew")
 
     # ── the door ────────────────────────────────────────────────────────────────────────────────────────────────
     message_size: int = Field(150 * 1024 * 1024, description="Largest message in bytes that any provider is offered")
-    database_timeout: Duration = Field(timedelta(seconds=5), description="Connecting to PostgreSQL; then an error, never a hang")
-    redis_timeout: Duration = Field(timedelta(seconds=1), description="Publishing a wake; then the sweep finds the message")
+    database_timeout: Duration = Field(
+        timedelta(seconds=5), description="Connecting to PostgreSQL; then an error, never a hang"
+    )
+    redis_timeout: Duration = Field(
+        timedelta(seconds=1), description="Publishing a wake; then the sweep finds the message"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from world import LEASE, gate, run, world
-
 from outtray_worker.claim import claim
-from outtray_worker.group import MailboxMove, write_group
+from outtray_worker.group import write_group
+from outtray_worker.items import MailboxMove
 from outtray_worker.pick import arm
+from world import LEASE, gate, run, world
 
 
 def test_two_claims_of_one_mailbox_never_both_succeed(database):
@@ -127,9 +127,7 @@ def test_a_switch_or_suppression_committed_while_the_gate_waits_is_seen(database
             for change in ("switch", "suppression"):
                 box = await w.mailbox()
                 message_id = await w.message(box)
-                await w._insert("recipient", {
-                    "message_id": message_id, "n": 0, "role": "to", "address": b"", "address_index": b"somebody", "external": True,
-                })  # fmt: skip
+                await w.recipient(message_id, b"somebody")
                 held = await w.claim(box)
                 message = (await w.due(box))[0]
                 holder, looker = await w.connect(), await w.connect()
@@ -139,7 +137,9 @@ def test_a_switch_or_suppression_committed_while_the_gate_waits_is_seen(database
                         gating = asyncio.create_task(w.write(gate(held, message)))
                         await type(w)(w.settings, looker, w.app_id).waits_for_a_lock(w.db)
                         if change == "switch":
-                            await holder.execute("INSERT INTO outtray.switch (kind, target, actor) VALUES ('all', '', 'me')")
+                            await holder.execute(
+                                "INSERT INTO outtray.switch (kind, target, actor) VALUES ('all', '', 'me')"
+                            )
                         else:
                             await holder.execute(
                                 "INSERT INTO outtray.suppression VALUES (%s, 'somebody', '', 'asked')", [w.app_id]
@@ -160,7 +160,8 @@ def test_a_message_that_changed_since_it_was_read_is_not_gated(database):
             messages = {message.id: message for message in await w.due(box)}
             await w.db.execute("UPDATE outtray.message SET version = version + 1 WHERE id = %s", [ids[0]])
             await w.db.execute(
-                "UPDATE outtray.message SET state = 'cancelled', ended_at = outtray.outtray_now() WHERE id = %s", [ids[1]]
+                "UPDATE outtray.message SET state = 'cancelled', ended_at = outtray.outtray_now() WHERE id = %s",
+                [ids[1]],
             )
             answer = await w.write(*(gate(held, messages[message_id]) for message_id in ids))
             assert answer.passed == {ids[2]: 1}
@@ -199,7 +200,9 @@ def test_a_turn_ends_armed_for_its_earliest_message_and_not_before_its_park(data
             assert (await w.row("mailbox", box))["next_at"] == now + timedelta(minutes=3)
             await w.db.execute("UPDATE outtray.mailbox SET next_at = outtray.outtray_now() WHERE id = %s", [box])
             held = await w.claim(box)
-            await w.write(MailboxMove(box, held.fence, ends=True, park=timedelta(hours=1), park_reason="quota: messages"))
+            await w.write(
+                MailboxMove(box, held.fence, ends=True, park=timedelta(hours=1), park_reason="quota: messages")
+            )
             row = await w.row("mailbox", box)
             assert row["next_at"] == row["parked_until"] > now + timedelta(minutes=59)
 

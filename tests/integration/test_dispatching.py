@@ -6,14 +6,13 @@ import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
-from world import HANDOVER, LEASE, World, gate, run, world
-
 from outtray_schema import wakes
-from outtray_worker.group import MailboxMove, Refusal
+from outtray_worker.items import MailboxMove, Record, Refusal
 from outtray_worker.pick import arm, pick, unpick
 from outtray_worker.prune import prune
 from outtray_worker.sweep import sweep
 from outtray_worker.tend import tend
+from world import HANDOVER, LEASE, World, gate, run, world
 
 AGAIN = timedelta(seconds=30)
 SETTLE = timedelta(seconds=60)
@@ -212,8 +211,12 @@ def test_the_sweep_finds_a_lost_wake_even_behind_a_far_one(database):
                 await w.message(box)
             await w.claim(held)
             await w.db.execute("UPDATE outtray.mailbox SET next_at = NULL WHERE id = ANY(%s)", [[lost, parked, idle]])
-            await w.db.execute("UPDATE outtray.mailbox SET next_at = %s WHERE id = %s", [now + timedelta(days=3), behind])
-            await w.db.execute("UPDATE outtray.mailbox SET parked_until = %s WHERE id = %s", [now + timedelta(hours=1), parked])
+            await w.db.execute(
+                "UPDATE outtray.mailbox SET next_at = %s WHERE id = %s", [now + timedelta(days=3), behind]
+            )
+            await w.db.execute(
+                "UPDATE outtray.mailbox SET parked_until = %s WHERE id = %s", [now + timedelta(hours=1), parked]
+            )
             assert await sweep(w.db) == 3
             next_at = {box: (await w.row("mailbox", box))["next_at"] for box in (lost, behind, parked, idle, held)}
             assert next_at[lost] <= await w.now() and next_at[behind] <= await w.now()
@@ -254,8 +257,6 @@ def test_deleting_a_young_message_keeps_what_it_used(database):
 
 
 async def _record_sent(w: World, box, message) -> None:
-    from outtray_worker.group import Record
-
     await w.write(Record(message.id, box.id, 1, "sent", "sent", True))
 
 

@@ -10,14 +10,22 @@ from datetime import timedelta
 from typing import Any
 
 import psycopg
-from polling import until
-from world import World, gate, run, world
 
 from outtray_worker.deadline import Deadline
-from outtray_worker.group import MailboxMove, Passed, Record, Refusal, Stopped
+from outtray_worker.items import MailboxMove, Passed, Record, Refusal, Stopped
 from outtray_worker.lease import Lease, Leases
 from outtray_worker.registrar import Registrar
 from outtray_worker.spool import Spool
+from polling import until
+from world import World, gate, run, world
+
+SEND_AGAIN = """
+WITH again AS (
+    UPDATE outtray.message SET state = 'queued', counted_at = NULL, may_have_left = true, version = version + 1
+    WHERE id = %s RETURNING *)
+INSERT INTO outtray.usage (mailbox_id, counted_at, recipients, external, message_id, handover, source)
+SELECT mailbox_id, outtray.outtray_now(), recipients, external, id, handover, 'resent' FROM again
+"""
 
 SOON = timedelta(seconds=20)
 
@@ -54,7 +62,9 @@ class Flaky:
 
 
 @asynccontextmanager
-async def registrar(w: World, tmp_path: Any, troubles: list[str] | None = None, reach: Callable[[], bool] = lambda: True):
+async def registrar(
+    w: World, tmp_path: Any, troubles: list[str] | None = None, reach: Callable[[], bool] = lambda: True
+):
     left = troubles if troubles is not None else []
 
     async def connect() -> Any:
@@ -73,7 +83,9 @@ async def registrar(w: World, tmp_path: Any, troubles: list[str] | None = None, 
 
 
 def sent(message: Any, box: Any, handover: int = 1) -> Record:
-    return Record(message.id, box.id, handover, "sent", "sent", True, provider_id="p-1", rfc_message_id="<r@example.org>")
+    return Record(
+        message.id, box.id, handover, "sent", "sent", True, provider_id="p-1", rfc_message_id="<r@example.org>"
+    )
 
 
 def test_gates_and_outcomes_that_wait_are_written_together(database, tmp_path):
@@ -198,17 +210,15 @@ def test_provider_ids_of_any_handover_make_the_message_sent(database, tmp_path):
         async with world(database.settings) as w, registrar(w, tmp_path) as r:
             box_id = await self_armed(w)
             box, message = await w.gate_one(box_id)
-            await w.db.execute("""
-                WITH again AS (UPDATE outtray.message SET state = 'queued', counted_at = NULL, may_have_left = true,
-                               version = version + 1 WHERE id = %s RETURNING *)
-                INSERT INTO outtray.usage (mailbox_id, counted_at, recipients, external, message_id, handover, source)
-                SELECT mailbox_id, outtray.outtray_now(), recipients, external, id, handover, 'resent' FROM again""", [message.id])  # fmt: skip
+            await w.db.execute(SEND_AGAIN, [message.id])
             newer = (await w.due(box_id))[0]
             assert (await w.write(gate(box, newer))).passed == {message.id: 2}
             assert await r.record(sent(message, box, handover=1))
             row = await w.row("message", message.id)
             assert (row["state"], row["provider_id"], row["counted_at"]) == ("sent", "p-1", None)
-            usage = await w.rows("SELECT handover, source FROM outtray.usage WHERE message_id = %s ORDER BY handover", message.id)
+            usage = await w.rows(
+                "SELECT handover, source FROM outtray.usage WHERE message_id = %s ORDER BY handover", message.id
+            )
             assert [(use["handover"], use["source"]) for use in usage] == [(1, "resent"), (2, "superseded")]
 
     run(scene())
@@ -219,7 +229,8 @@ def test_ids_for_a_message_that_was_cancelled_meanwhile_are_shown(database, tmp_
         async with world(database.settings) as w, registrar(w, tmp_path) as r:
             box, message = await w.gate_one(await self_armed(w))
             await w.db.execute(
-                "UPDATE outtray.message SET state = 'cancelled', ended_at = outtray.outtray_now() WHERE id = %s", [message.id]
+                "UPDATE outtray.message SET state = 'cancelled', ended_at = outtray.outtray_now() WHERE id = %s",
+                [message.id],
             )
             assert await r.record(sent(message, box))
             row = await w.row("message", message.id)
@@ -294,7 +305,10 @@ def test_leases_are_renewed_while_the_registrar_writes_and_lost_ones_are_told(da
             box_id, other_id = await w.mailbox(), await w.mailbox()
             box, other = await w.claim(box_id), await w.claim(other_id)
             leases = Leases(timedelta(seconds=30))
-            mine, stale = Lease(box.id, box.fence, Deadline.after(SOON)), Lease(other.id, other.fence - 1, Deadline.after(SOON))
+            mine, stale = (
+                Lease(box.id, box.fence, Deadline.after(SOON)),
+                Lease(other.id, other.fence - 1, Deadline.after(SOON)),
+            )
             past = Lease(other.id, other.fence, Deadline.after(timedelta(seconds=-1)))
             for lease in (mine, stale, past):
                 leases.add(lease)

@@ -9,7 +9,6 @@ from outtray_worker.claim import ClaimedMailbox
 from outtray_worker.providers import Account
 
 
-
 def open_account(vault: Vault, box: ClaimedMailbox) -> Account:
     """Raises what the vault raises, should a key be missing."""
     address = json.loads(vault.addresses.decrypt(box.address, f"mailbox.address:{box.id}"))

@@ -8,7 +8,7 @@ redelivery, which takes minutes, is not fenced, and in 5.7 ends a worker whose b
 from __future__ import annotations
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 
 from outtray_schema.settings import Settings
 from outtray_worker.rounds import QUEUE

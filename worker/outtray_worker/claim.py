@@ -1,7 +1,7 @@
 """Claim: a round's free mailboxes become turns, each under a fence of its own (protocol, rule 3).
 
-Two claims of one mailbox can never both succeed: the conditions stand on the locked and updated row itself. What the
-turn may send is read by a *later* statement, hence in a later snapshot, so that every gate of an earlier fence is in it.
+Two claims of one mailbox can never both succeed: the conditions stand on the locked and updated row itself. What
+the turn may send is read by a *later* statement, hence a later snapshot: every gate of an earlier fence is in it.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from outtray_schema.content import CHUNK, Head, open_body, open_chunk, open_head
 from psycopg_pool import AsyncConnectionPool
 
-from outtray_schema.content import CHUNK, Head, open_body, open_chunk, open_head
 from outtray_schema.vault import Vault
 from outtray_worker.claim import DueMessage
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
@@ -20,9 +20,11 @@ from psycopg_pool import PoolTimeout
 from outtray_worker.claim import ClaimedMailbox, claim, give_back, read_due, read_hosts
 from outtray_worker.deadline import Deadline
 from outtray_worker.lease import Lease
-from outtray_worker.process import Process
 from outtray_worker.quotas.tokens import Tokens, take_together
 from outtray_worker.turn import Turn
+
+if TYPE_CHECKING:
+    from outtray_worker.process import Process
 
 log = structlog.get_logger()
 
@@ -86,7 +88,8 @@ class Engine:
             self._running.pop(box)
         share = max(1, int(self._process.settings.engine_turns * self._process.settings.host_share))
         held = Counter(host for host in self._running.values() if host)
-        wanted, surplus = [], []
+        wanted: list[UUID] = []
+        surplus: list[UUID] = []
         for box in boxes:
             host = hosts.get(box, "")
             self._running[box] = host

@@ -1,7 +1,7 @@
 """The group's one transaction: lock the mailboxes, pass gates and write outcomes, move the mailboxes.
 
-    LOCK    takes the mailboxes' rows in the order of their ids, with fence and status in the condition (rule 4). A claim
-            waits for it, and so the claim's ledger sees what is gated here.
+    LOCK    takes the mailboxes' rows in the order of their ids, with fence and status in the condition (rule 4).
+            A claim waits for it, and so the claim's ledger sees what is gated here.
     WRITE   a second statement and hence a snapshot taken *after* the lock wait, so that a pause or a suppression
             committed during that wait is seen (rule 10). One conditional write per message; journal and events with it.
     MOVE    parks, holds and ends of turns (rule 8), seeing what WRITE did.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 
 from outtray_schema.outcome import Evidence
+from outtray_worker.items import Gate, Item, MailboxMove, Record, Refusal, Stopped
 
 LOCK = """
 SELECT m.id, m.turn_fence, m.status = 'active' AND m.turn_until > outtray.outtray_now() AS open
@@ -48,19 +49,23 @@ gated AS (
 recorded AS (
     UPDATE outtray.message m
     SET state = CASE WHEN r.state = 'queued' AND m.cancel_asked_at IS NOT NULL THEN 'cancelled' ELSE r.state END,
-        version = m.version + 1,
-        attempt = m.attempt - (NOT r.spends)::int,
+        version = m.version + 1, attempt = m.attempt - (NOT r.spends)::int,
         due_at = coalesce(t.now + r.again, m.due_at),
-        failing_since = CASE WHEN r.spends AND r.state <> 'sent' THEN coalesce(m.failing_since, t.now) ELSE m.failing_since END,
+        failing_since = CASE WHEN r.spends AND r.state <> 'sent' THEN coalesce(m.failing_since, t.now)
+                        ELSE m.failing_since END,
         handover_end = CASE WHEN r.state <> 'unknown' THEN t.now END,
         counted_at = CASE r.state WHEN 'sent' THEN t.now WHEN 'unknown' THEN m.counted_at END,
-        ended_at = CASE WHEN r.state IN ('sent', 'failed') OR r.state = 'queued' AND m.cancel_asked_at IS NOT NULL THEN t.now END,
-        provider_id = coalesce(r.provider_id, m.provider_id), rfc_message_id = coalesce(r.rfc_message_id, m.rfc_message_id),
+        ended_at = CASE WHEN r.state IN ('sent', 'failed') OR r.state = 'queued' AND m.cancel_asked_at IS NOT NULL
+                   THEN t.now END,
+        provider_id = coalesce(r.provider_id, m.provider_id),
+        rfc_message_id = coalesce(r.rfc_message_id, m.rfc_message_id),
         conversation_id = coalesce(r.conversation_id, m.conversation_id), reason = r.reason, evidence = r.evidence
     FROM unnest(%(rec_id)b::uuid[], %(rec_handover)b::int[], %(rec_state)b::text[], %(rec_spends)b::bool[],
                 %(rec_again)b::interval[], %(rec_reason)b::text[], %(rec_provider_id)b::text[],
-                %(rec_rfc_message_id)b::text[], %(rec_conversation_id)b::text[], %(rec_evidence)b::jsonb[], %(rec_kind)b::text[])
-         AS r (id, handover, state, spends, again, reason, provider_id, rfc_message_id, conversation_id, evidence, kind), t
+                %(rec_rfc_message_id)b::text[], %(rec_conversation_id)b::text[], %(rec_evidence)b::jsonb[],
+                %(rec_kind)b::text[])
+         AS r (id, handover, state, spends, again, reason, provider_id, rfc_message_id, conversation_id, evidence,
+               kind), t
     WHERE m.id = r.id AND m.handover = r.handover
       AND (m.state = 'handing_over' OR m.state = 'unknown' AND r.state <> 'unknown')
     RETURNING m.id, m.mailbox_id, m.app_id, m.handover, m.state, m.reason, m.evidence, r.kind),
@@ -78,64 +83,69 @@ refused AS (
          AS r (id, version, state, spends, counts, again, reason, evidence, kind), t
     WHERE m.id = r.id AND m.state = 'queued' AND m.version = r.version
     RETURNING m.id, m.mailbox_id, m.app_id, m.version, m.state, m.reason, m.evidence, r.kind),
+changed AS (
+    SELECT id, mailbox_id, app_id, kind, handover, state, reason, evidence FROM recorded
+    UNION ALL
+    SELECT id, mailbox_id, app_id, kind, NULL, state, reason, evidence FROM refused WHERE kind <> 'preparing'),
 noted AS (
     INSERT INTO outtray.journal (at, message_id, mailbox_id, kind, handover, detail)
     SELECT t.now, id, mailbox_id, 'gate', handover, NULL FROM gated, t
     UNION ALL
-    SELECT t.now, id, mailbox_id, kind, handover, jsonb_strip_nulls(jsonb_build_object('state', state, 'reason', reason, 'evidence', evidence)) FROM recorded, t
-    UNION ALL
-    SELECT t.now, id, mailbox_id, kind, NULL, jsonb_strip_nulls(jsonb_build_object('state', state, 'reason', reason, 'evidence', evidence)) FROM refused, t
-    WHERE kind <> 'preparing'),
+    SELECT t.now, id, mailbox_id, kind, handover,
+        jsonb_strip_nulls(jsonb_build_object('state', state, 'reason', reason, 'evidence', evidence)) FROM changed, t),
 told AS (
     INSERT INTO outtray.event (at, app_id, mailbox_id, message_id, kind, data)
-    SELECT t.now, app_id, mailbox_id, id, state, jsonb_strip_nulls(jsonb_build_object('reason', reason)) FROM (
-        SELECT app_id, mailbox_id, id, state, reason, kind FROM recorded
-        UNION ALL SELECT app_id, mailbox_id, id, state, reason, kind FROM refused) AS changed, t
-    WHERE state <> 'queued' OR kind = 'retry')
+    SELECT t.now, app_id, mailbox_id, id, state, jsonb_strip_nulls(jsonb_build_object('reason', reason))
+    FROM changed, t WHERE state <> 'queued' OR kind = 'retry')
 SELECT 'gate' AS what, id, handover AS number FROM gated
 UNION ALL SELECT 'record', id, handover FROM recorded
 UNION ALL SELECT 'refused', id, version FROM refused
 """
 
-# `parked_until` is only ever moved forward here; a hold only takes a mailbox that is active and whose credentials are
-# still those that were refused, so it happens once and never undoes a new consent.
+# The rows are locked already, so what `step` reads of them stands. `parked_until` is only ever moved forward here. A
+# hold takes only a mailbox that is active and whose credentials are still those that were refused: it falls once and
+# never undoes a new consent. Only the holder of the fence ends the turn; what a wake wrote meanwhile stays (rule 8).
 MOVE = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
-step AS (
-    SELECT * FROM unnest(%(id)b::uuid[], %(fence)b::bigint[], %(ends)b::bool[], %(park)b::interval[], %(park_reason)b::text[],
-        %(counts)b::bool[], %(resets)b::bool[], %(hold)b::text[], %(hold_reason)b::text[], %(credentials)b::int[])
-    AS s (id, fence, ends, park, park_reason, counts, resets, hold, hold_reason, credentials)),
+step AS MATERIALIZED (
+    SELECT s.*, t.now + s.park AS park_until, s.ends AND m.turn_fence = s.fence AS over,
+        s.hold IS NOT NULL AND m.status = 'active' AND m.credentials_version = s.credentials AS holds,
+        s.park IS NOT NULL AND coalesce(m.parked_until < t.now + s.park, true) AS parks_longer
+    FROM unnest(%(id)b::uuid[], %(fence)b::bigint[], %(ends)b::bool[], %(park)b::interval[], %(park_reason)b::text[],
+                %(counts)b::bool[], %(resets)b::bool[], %(hold)b::text[], %(hold_reason)b::text[],
+                %(credentials)b::int[])
+         AS s (id, fence, ends, park, park_reason, counts, resets, hold, hold_reason, credentials)
+    JOIN outtray.mailbox m USING (id), t),
 moved AS (
     UPDATE outtray.mailbox m
-    SET parked_until = CASE WHEN s.park IS NOT NULL THEN greatest(m.parked_until, t.now + s.park) ELSE m.parked_until END,
-        parked_reason = CASE WHEN s.park IS NOT NULL AND coalesce(m.parked_until < t.now + s.park, true)
-                        THEN s.park_reason ELSE m.parked_reason END,
+    SET parked_until = CASE WHEN s.parks_longer THEN s.park_until ELSE m.parked_until END,
+        parked_reason = CASE WHEN s.parks_longer THEN s.park_reason ELSE m.parked_reason END,
         parks = CASE WHEN s.counts THEN m.parks + 1 WHEN s.resets THEN 0 ELSE m.parks END,
-        status = CASE WHEN s.hold IS NOT NULL AND m.status = 'active' AND m.credentials_version = s.credentials THEN s.hold ELSE m.status END,
-        status_reason = CASE WHEN s.hold IS NOT NULL AND m.status = 'active' AND m.credentials_version = s.credentials
-                        THEN s.hold_reason ELSE m.status_reason END,
-        status_at = CASE WHEN s.hold IS NOT NULL AND m.status = 'active' AND m.credentials_version = s.credentials THEN t.now ELSE m.status_at END,
-        turn_until = CASE WHEN s.ends AND m.turn_fence = s.fence THEN NULL ELSE m.turn_until END,
-        turn_worker = CASE WHEN s.ends AND m.turn_fence = s.fence THEN NULL ELSE m.turn_worker END,
-        dead_turns = CASE WHEN s.ends AND m.turn_fence = s.fence THEN 0 ELSE m.dead_turns END,
-        next_at = CASE WHEN s.ends AND m.turn_fence = s.fence
-                  THEN outtray.not_before(least(m.next_at, outtray.earliest_due(m.id)), greatest(m.parked_until, t.now + s.park))
-                  ELSE outtray.not_before(m.next_at, t.now + s.park) END
+        status = CASE WHEN s.holds THEN s.hold ELSE m.status END,
+        status_reason = CASE WHEN s.holds THEN s.hold_reason ELSE m.status_reason END,
+        status_at = CASE WHEN s.holds THEN t.now ELSE m.status_at END,
+        turn_until = CASE WHEN NOT s.over THEN m.turn_until END,
+        turn_worker = CASE WHEN NOT s.over THEN m.turn_worker END,
+        dead_turns = CASE WHEN s.over THEN 0 ELSE m.dead_turns END,
+        next_at = outtray.not_before(
+            CASE WHEN s.over THEN least(m.next_at, outtray.earliest_due(m.id)) ELSE m.next_at END,
+            greatest(m.parked_until, s.park_until))
     FROM step s, t
     WHERE m.id = s.id
-    RETURNING m.id, m.app_id, m.status, m.status_reason, m.parked_until, m.parked_reason, m.next_at, s.ends, s.counts,
-        s.hold IS NOT NULL AND m.status_at = t.now AS held, s.park IS NOT NULL AND m.parked_until = t.now + s.park AS parked,
-        m.next_at <= t.now AS due_now),
+    RETURNING m.id, m.app_id, m.next_at <= t.now AS due_now, s.ends, s.holds, m.status,
+        s.parks_longer AND s.park_reason <> 'pace' AS parked,
+        CASE WHEN s.holds THEN m.status_reason ELSE m.parked_reason END AS reason,
+        CASE WHEN NOT s.holds THEN m.parked_until END AS until),
 noted AS (
     INSERT INTO outtray.journal (at, mailbox_id, kind, detail)
-    SELECT t.now, id, CASE WHEN held THEN status ELSE 'parked' END,
-        jsonb_build_object('reason', CASE WHEN held THEN status_reason ELSE parked_reason END, 'until', CASE WHEN NOT held THEN parked_until END)
-    FROM moved, t WHERE held OR parked AND parked_reason <> 'pace'),
+    SELECT t.now, id, CASE WHEN holds THEN status ELSE 'parked' END,
+        jsonb_strip_nulls(jsonb_build_object('reason', reason, 'until', until))
+    FROM moved, t WHERE holds OR parked),
 told AS (
     INSERT INTO outtray.event (at, app_id, mailbox_id, kind, data)
-    SELECT t.now, app_id, id, CASE WHEN held THEN 'mailbox.' || status ELSE 'mailbox.parked' END,
-        jsonb_build_object('reason', CASE WHEN held THEN status_reason ELSE parked_reason END, 'until', CASE WHEN NOT held THEN parked_until END)
-    FROM moved, t WHERE held OR parked AND parked_reason <> 'pace')
+    SELECT t.now, app_id, id, 'mailbox.' || CASE WHEN holds THEN status ELSE 'parked' END,
+        jsonb_strip_nulls(jsonb_build_object('reason', reason, 'until', until))
+    FROM moved, t WHERE holds OR parked)
 SELECT id, due_now FROM moved WHERE ends
 """
 
@@ -145,97 +155,10 @@ SELECT m.id, m.handover, m.handover_fence FROM outtray.message m WHERE m.id = AN
 """
 
 WHY = """
-SELECT m.id, m.state, m.version, m.cancel_asked_at IS NOT NULL AS cancelled, m.expires_at <= outtray.outtray_now() AS expired,
+SELECT m.id, m.state, m.cancel_asked_at IS NOT NULL AS cancelled, m.expires_at <= outtray.outtray_now() AS expired,
     outtray.suppressed(m.app_id, m.id) AS suppressed
 FROM outtray.message m WHERE m.id = ANY(%s)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """Ask to begin a handover of the message as it was read, under the fence of the claim."""
-
-    message_id: UUID
-    mailbox_id: UUID
-    fence: int
-    version: int
-    handover: int
-    """The number that this handover will have: what was read, plus one."""
-    provider: str
-    within: timedelta
-    """How long the handover may last: from the gate to `handover_until`."""
-    budget: tuple[int, int, int] | None = None
-    """(messages, recipients, external) to spend from the mailbox's shared budgets, if it has any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """The gate let the message pass; `handover` names everything that is written about it from now on."""
-
-    handover: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The gate did not let the message pass. `turn_over`: nothing else of this mailbox may pass either."""
-
-    reason: str
-    turn_over: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MailboxMove:
-    """What an outcome or the end of a turn does to the mailbox."""
-
-    mailbox_id: UUID
-    fence: int
-    ends: bool = False
-    park: timedelta | None = None
-    park_reason: str | None = None
-    counts: bool = False
-    resets: bool = False
-    hold: str | None = None
-    hold_reason: str | None = None
-    credentials_version: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """The outcome of a handover, as the table takes it. `kind` is the outcome's name in the journal."""
-
-    message_id: UUID
-    mailbox_id: UUID
-    handover: int
-    kind: str
-    state: str
-    spends: bool
-    again: timedelta | None = None
-    reason: str | None = None
-    provider_id: str | None = None
-    rfc_message_id: str | None = None
-    conversation_id: str | None = None
-    evidence: Evidence | None = None
-    move: MailboxMove | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What ended (or is counted) in preparation: nothing was handed over. Named by the version that was read."""
-
-    message_id: UUID
-    mailbox_id: UUID
-    version: int
-    kind: str
-    state: str = "queued"
-    spends: bool = False
-    counts: bool = False
-    again: timedelta | None = None
-    reason: str | None = None
-    evidence: Evidence | None = None
-    move: MailboxMove | None = None
-
-
-Item = Gate | Record | Refusal | MailboxMove
 
 
 @dataclass(slots=True)
@@ -256,7 +179,7 @@ async def write_group(connection: AsyncConnection[Any], items: Sequence[Item]) -
     records = [item for item in items if isinstance(item, Record)]
     refusals = [item for item in items if isinstance(item, Refusal)]
     moves = [item for item in items if isinstance(item, MailboxMove)]
-    moves += [item.move for item in [*records, *refusals] if item.move is not None]
+    moves += [item.move for item in items if isinstance(item, Record | Refusal) and item.move is not None]
     locked = await _lock(connection, {gate.mailbox_id for gate in gates} | {move.mailbox_id for move in moves})
     open_gates = [gate for gate in gates if locked.get(gate.mailbox_id) == (gate.fence, True)]
     answer = GroupAnswer({}, {}, {}, {}, {gate.mailbox_id for gate in gates} - {gate.mailbox_id for gate in open_gates})
@@ -385,9 +308,7 @@ async def read_back(connection: AsyncConnection[Any], gates: Sequence[Gate]) -> 
     cursor = await connection.execute(READ_BACK, [[gate.message_id for gate in gates]])
     found = {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
     return {
-        gate.message_id: gate.handover
-        for gate in gates
-        if found.get(gate.message_id) == (gate.handover, gate.fence)
+        gate.message_id: gate.handover for gate in gates if found.get(gate.message_id) == (gate.handover, gate.fence)
     }
 
 
@@ -397,7 +318,7 @@ async def why_stopped(connection: AsyncConnection[Any], gates: Sequence[Gate]) -
     return {row[0]: _reason(*row[1:]) for row in await cursor.fetchall()}
 
 
-def _reason(state: str, _version: int, cancelled: bool, expired: bool | None, suppressed: bool) -> Stopped:
+def _reason(state: str, cancelled: bool, expired: bool | None, suppressed: bool) -> Stopped:
     if state != "queued":
         return Stopped(state)
     if suppressed:

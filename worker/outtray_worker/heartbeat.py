@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -24,9 +25,9 @@ ON CONFLICT (id) DO UPDATE SET beat_at = outtray.outtray_now(), info = excluded.
 LEAVE = "DELETE FROM outtray.process WHERE id = %s"
 
 
-async def beat(connection: AsyncConnection[Any], name: str, role: str, info: dict[str, object]) -> None:
+async def beat(connection: AsyncConnection[Any], name: str, role: str, info: Mapping[str, object]) -> None:
     """Say once that the process is alive."""
-    await connection.execute(BEAT, [name, role, Jsonb(info)])
+    await connection.execute(BEAT, [name, role, Jsonb(dict(info))])
 
 
 async def leave(connection: AsyncConnection[Any], name: str) -> None:

@@ -12,13 +12,14 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from outtray_worker.group import Record
+from outtray_worker.items import Record
 
 LOCK_MESSAGE = "SELECT * FROM outtray.message WHERE id = %s FOR NO KEY UPDATE"
 
 # The handover that was believed open or lost counts from now, its real end, instead of from where it was put.
 TOUCH_USAGE = """
-UPDATE outtray.usage SET counted_at = greatest(counted_at, outtray.outtray_now()) WHERE message_id = %s AND handover = %s
+UPDATE outtray.usage SET counted_at = greatest(counted_at, outtray.outtray_now())
+WHERE message_id = %s AND handover = %s
 """
 
 KEEP_NEWER = """
@@ -68,7 +69,12 @@ async def record_late(connection: AsyncConnection[Any], record: Record) -> bool:
     taken = record.state == "sent" and row["state"] != "sent"
     if taken:
         await _believe(connection, row, record)
-    detail = {"state": row["state"], "answer": record.state, "reason": record.reason, "evidence": dict(record.evidence or {})}
+    detail = {
+        "state": row["state"],
+        "answer": record.state,
+        "reason": record.reason,
+        "evidence": dict(record.evidence or {}),
+    }
     await connection.execute(
         NOTE,
         {

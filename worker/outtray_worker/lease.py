@@ -15,7 +15,8 @@ from outtray_worker.deadline import Deadline
 # Locks the mailboxes in the order of their ids, then moves the leases that still carry the fence.
 RENEW = """
 WITH held AS (
-    SELECT m.id FROM outtray.mailbox m JOIN unnest(%(ids)s::uuid[], %(fences)s::bigint[]) AS h (id, fence) ON m.id = h.id
+    SELECT m.id FROM outtray.mailbox m
+    JOIN unnest(%(ids)s::uuid[], %(fences)s::bigint[]) AS h (id, fence) USING (id)
     WHERE m.turn_fence = h.fence AND m.turn_until IS NOT NULL ORDER BY m.id FOR NO KEY UPDATE OF m)
 UPDATE outtray.mailbox m SET turn_until = outtray.outtray_now() + %(lease)s FROM held WHERE m.id = held.id
 RETURNING m.id, m.turn_fence

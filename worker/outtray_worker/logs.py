@@ -1,4 +1,7 @@
-"""Structured logs on standard error: text for people, JSON for collectors. No address, subject or token is ever passed in."""
+"""Structured logs on standard error: text for people, JSON for collectors.
+
+No address, subject or token is ever passed in, and the text of a foreign error is left out: it may hold one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ def configure_logs(settings: Settings) -> None:
         _drop_celery_arguments,
     ]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer(colors=False)
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=False)
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -40,7 +45,9 @@ def configure_logs(settings: Settings) -> None:
     )
 
 
-def _drop_celery_arguments(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _drop_celery_arguments(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
     """Celery's log records carry a task's arguments in `extra`; they are ids only, and still nobody's business."""
     event.pop("data", None)
     return event

@@ -12,18 +12,19 @@ import socket
 import threading
 from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import psycopg
 import redis.asyncio
 import structlog
+import uvloop
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from redis.exceptions import RedisError
 
 from outtray_schema import wakes
-from outtray_schema.database import conninfo, connect_options
+from outtray_schema.database import connect_options, conninfo
 from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault, load_vault
 from outtray_worker.accounts import open_account
@@ -31,6 +32,7 @@ from outtray_worker.claim import ClaimedMailbox
 from outtray_worker.content import ContentReader
 from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline
+from outtray_worker.engine import Engine
 from outtray_worker.heartbeat import beat_for_ever
 from outtray_worker.lease import Leases
 from outtray_worker.metrics import Metrics
@@ -42,9 +44,6 @@ from outtray_worker.quotas.pace import Pace
 from outtray_worker.registrar import Registrar
 from outtray_worker.replay import replay_for_ever
 from outtray_worker.spool import Spool
-
-if TYPE_CHECKING:
-    from outtray_worker.engine import Engine
 
 log = structlog.get_logger()
 
@@ -75,8 +74,6 @@ class Process:
 
     async def open(self) -> None:
         """Make everything that needs the loop, and start the loops that serve turns."""
-        from outtray_worker.engine import Engine  # the engine's turns know the process
-
         settings = self.settings
         self.redis = redis.asyncio.Redis.from_url(
             str(settings.redis_url),
@@ -102,7 +99,7 @@ class Process:
         self.pace = Pace(self.redis, settings)
         self.quotas = Quotas(self.pool)
         self.quarantine = Quarantine(settings.suspect_alone)
-        self.engine: Engine = Engine(self)
+        self.engine = Engine(self)
         self._wake_now = asyncio.Event()
         self._loops = [
             self._vital(self.content.run(), "content"),
@@ -207,7 +204,7 @@ class ProcessThread:
 
     def admit(self, mailbox_ids: list[UUID]) -> int:
         """Block until the round's last mailbox is admitted."""
-        return self._call(self.process.engine.admit(mailbox_ids))
+        return int(self._call(self.process.engine.admit(mailbox_ids)))
 
     def stop_taking(self) -> None:
         """From now on nothing new begins; rounds that wait for room return."""
@@ -227,8 +224,6 @@ class ProcessThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _run(self) -> None:
-        import uvloop
-
         self._loop = uvloop.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self.process.open())

@@ -20,7 +20,8 @@ PARTITIONED = ("event", "journal")
 # A message younger than its window may still count: it moves to `usage` before its row goes (rule 14).
 DELETE_MESSAGES = """
 WITH old AS (
-    SELECT id FROM outtray.message WHERE ended_at <= outtray.outtray_now() - %(keep)s LIMIT %(chunk)s FOR UPDATE SKIP LOCKED),
+    SELECT id FROM outtray.message WHERE ended_at <= outtray.outtray_now() - %(keep)s LIMIT %(chunk)s
+    FOR UPDATE SKIP LOCKED),
 kept AS (
     INSERT INTO outtray.usage (mailbox_id, counted_at, recipients, external, externals, message_id, handover, source)
     SELECT m.mailbox_id, m.counted_at, m.recipients, m.external,

@@ -9,7 +9,7 @@ from outtray_schema.outcome import Failed, Held, NotBegun, Outcome, Parked, Retr
 from outtray_schema.settings import Settings
 from outtray_worker.backoff import mailbox_backoff, message_backoff
 from outtray_worker.claim import ClaimedMailbox, DueMessage
-from outtray_worker.group import MailboxMove, Record, Refusal
+from outtray_worker.items import MailboxMove, Record, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,11 @@ class Attempt:
 def record_of(attempt: Attempt, handover: int, outcome: Outcome) -> Record:
     """What to write about a handover that ended with `outcome`."""
     outcome = give_up(attempt, outcome)
-    ids = (outcome.provider_id, outcome.rfc_message_id, outcome.conversation_id) if isinstance(outcome, Sent) else (None,) * 3
+    ids = (
+        (outcome.provider_id, outcome.rfc_message_id, outcome.conversation_id)
+        if isinstance(outcome, Sent)
+        else (None,) * 3
+    )
     return Record(
         attempt.message.id,
         attempt.mailbox.id,
@@ -76,7 +80,9 @@ def give_up(attempt: Attempt, outcome: Outcome) -> Outcome:
     if tries >= settings.attempts:
         return Failed(f"gave up after {tries} attempts: {outcome.reason}", outcome.scope, outcome.evidence)
     if message.failing_since is not None and message.now - message.failing_since >= patience:
-        return Failed(f"gave up {_hours(patience)} after its first failure: {outcome.reason}", outcome.scope, outcome.evidence)
+        return Failed(
+            f"gave up {_hours(patience)} after its first failure: {outcome.reason}", outcome.scope, outcome.evidence
+        )
     return outcome
 
 
@@ -117,7 +123,11 @@ def move_of(attempt: Attempt, outcome: Outcome) -> MailboxMove | None:
             return MailboxMove(mailbox.id, mailbox.fence, park=park, park_reason=reason, counts=True)
         case Held(reason=reason, status=status):
             return MailboxMove(
-                mailbox.id, mailbox.fence, hold=status, hold_reason=reason, credentials_version=mailbox.credentials_version
+                mailbox.id,
+                mailbox.fence,
+                hold=status,
+                hold_reason=reason,
+                credentials_version=mailbox.credentials_version,
             )
         case Sent() if mailbox.parks > 0:
             return MailboxMove(mailbox.id, mailbox.fence, resets=True)

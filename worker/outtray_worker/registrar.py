@@ -23,19 +23,8 @@ from psycopg import AsyncConnection
 
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import Deadline
-from outtray_worker.group import (
-    Gate,
-    GroupAnswer,
-    Item,
-    MailboxMove,
-    Passed,
-    Record,
-    Refusal,
-    Stopped,
-    read_back,
-    why_stopped,
-    write_group,
-)
+from outtray_worker.group import GroupAnswer, read_back, why_stopped, write_group
+from outtray_worker.items import Gate, Item, MailboxMove, Passed, Record, Refusal, Stopped
 from outtray_worker.late import record_late
 from outtray_worker.lease import Leases
 from outtray_worker.spool import Spool
@@ -178,7 +167,9 @@ class Registrar:
     async def _settle_doubts(self, connection: AsyncConnection[Any], group: Sequence[_Waiting]) -> None:
         """Answer the gates whose lost COMMIT did arrive. The others are tried again, and read back again after it."""
         doubtful = [w for w in group if w.doubtful and isinstance(w.item, Gate)]
-        written = await read_back(connection, [w.item for w in doubtful if isinstance(w.item, Gate)]) if doubtful else {}
+        written = (
+            await read_back(connection, [w.item for w in doubtful if isinstance(w.item, Gate)]) if doubtful else {}
+        )
         for waiting in doubtful:
             if isinstance(waiting.item, Gate) and waiting.item.message_id in written:
                 _resolve(waiting, Passed(waiting.item.handover))
@@ -254,7 +245,12 @@ class Registrar:
         self.healthy = False
         self._queue.extendleft(reversed([w for w in group if not w.answer.done()]))
         for waiting in self._queue:
-            if isinstance(waiting.item, (Record, Refusal)) and not waiting.spooled and waiting.spool_at and waiting.spool_at.passed:
+            if (
+                isinstance(waiting.item, (Record, Refusal))
+                and not waiting.spooled
+                and waiting.spool_at
+                and waiting.spool_at.passed
+            ):
                 waiting.spooled = self._spool.keep(waiting.item)
         if self._closing and all(w.spooled or not isinstance(w.item, (Record, Refusal)) for w in self._queue):
             self._give_up()
@@ -271,7 +267,9 @@ class Registrar:
         if len(group) == 1:
             self._reject(group[0], error)
             return
-        log.warning("a group is written item by item", items=len(group), error=type(error).__name__, sqlstate=error.sqlstate)
+        log.warning(
+            "a group is written item by item", items=len(group), error=type(error).__name__, sqlstate=error.sqlstate
+        )
         for waiting in group:
             await self._write([waiting])
 

@@ -17,10 +17,10 @@ from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from outtray_schema.settings import Settings
 from outtray_worker.celery import celery_app
 from outtray_worker.dispatcher import Dispatcher
-
 from outtray_worker.logs import configure_logs
 from outtray_worker.process import Process, ProcessThread, connect
 from outtray_worker.providers import Provider
+from outtray_worker.providers.smtp import SmtpProvider
 from outtray_worker.rounds import TASK, Rounds
 
 THREADS = 8
@@ -29,8 +29,6 @@ THREADS = 8
 
 def default_providers(settings: Settings) -> Mapping[str, Provider]:
     """The providers that a worker knows by default."""
-    from outtray_worker.providers.smtp import SmtpProvider
-
     return {"smtp": SmtpProvider(settings)}
 
 
@@ -110,5 +108,3 @@ def run_flower(settings: Settings, port: int, address: str) -> None:
     """Run Flower read-only. It looks at workers; the queue itself is in PostgreSQL, behind `outtray status`."""
     configure_logs(settings)
     celery_app(settings, "flower").start(["flower", f"--port={port}", f"--address={address}", "--read-only"])
-
-

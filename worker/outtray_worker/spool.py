@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from outtray_worker.group import MailboxMove, Record, Refusal
+from outtray_worker.items import MailboxMove, Record, Refusal
 
 log = structlog.get_logger()
 
@@ -66,10 +66,9 @@ class Spool:
         for path in sorted(self.folder.glob("*.jsonl")):
             if path == self._path:
                 continue
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    yield path, [item for item in map(decode, file) if item is not None]
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield path, [item for item in map(decode, file) if item is not None]
 
     def _opened(self) -> IO[bytes]:
         if self._file is None:

@@ -47,7 +47,8 @@ WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now), late AS (
     LIMIT %(chunk)s FOR NO KEY UPDATE OF m SKIP LOCKED),
 ended AS (
     UPDATE outtray.message m SET state = 'expired', version = m.version + 1, ended_at = t.now,
-        reason = CASE WHEN m.may_have_left THEN 'expired; an earlier handover may have left' ELSE 'expired before it could be sent' END
+        reason = CASE WHEN m.may_have_left THEN 'expired; an earlier handover may have left'
+                 ELSE 'expired before it could be sent' END
     FROM late, t WHERE m.id = late.id RETURNING m.id, m.app_id, m.mailbox_id, m.reason),
 noted AS (
     INSERT INTO outtray.journal (message_id, mailbox_id, kind, detail)

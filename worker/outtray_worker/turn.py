@@ -20,7 +20,7 @@ from outtray_schema.outcome import Failed, NotBegun, Outcome, Parked, Retry, Sen
 from outtray_worker.claim import ClaimedMailbox, DueMessage
 from outtray_worker.content import Content, ContentMissing
 from outtray_worker.deadline import Deadline
-from outtray_worker.group import Gate, MailboxMove, Passed, Refusal, Stopped
+from outtray_worker.items import Gate, MailboxMove, Passed, Refusal, Stopped
 from outtray_worker.lease import Lease
 from outtray_worker.providers import Mail, Prepared, Session
 from outtray_worker.quotas.tokens import Tokens
@@ -132,7 +132,9 @@ class Turn:
                 return True
             return await self._attempt_once(message, message.version + 1, True, following)
 
-    async def _attempt_once(self, message: DueMessage, version: int, counted: bool, following: DueMessage | None) -> bool:
+    async def _attempt_once(
+        self, message: DueMessage, version: int, counted: bool, following: DueMessage | None
+    ) -> bool:
         attempt = self._attempt(message, version, counted)
         prepared = await self._prepare(message)
         if not isinstance(prepared, _Ready):
@@ -221,7 +223,9 @@ class Turn:
         except TimeoutError:
             return Parked("preparation took too long", scope="connection")
         except Exception as error:
-            log.error("a preparation ended in an error", message_id=str(message.id), error=type(error).__name__, exc_info=True)
+            log.error(
+                "a preparation ended in an error", message_id=str(message.id), error=type(error).__name__, exc_info=True
+            )
             return Retry(f"internal error: {type(error).__name__}")
         finally:
             if ready is None and content is not None:

@@ -1,4 +1,4 @@
-"""A certificate authority of the sandbox's own, made afresh in a folder: clients trust it by its file, never blindly."""
+"""A certificate authority of the sandbox's own, made afresh in a folder. Clients trust it by its file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TlsFiles:
 def make_certificates(
     folder: Path, names: tuple[str, ...] = ("localhost", "127.0.0.1", "::1"), lifetime: datetime.timedelta = 30 * DAY
 ) -> TlsFiles:
-    """An authority and one server certificate for `names`, as PEM files. A negative `lifetime` is one that has ended."""
+    """An authority and one server certificate for `names`, as PEM files. A negative `lifetime` has ended already."""
     folder.mkdir(parents=True, exist_ok=True)
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority = _authority(authority_key)
@@ -100,8 +100,6 @@ def _alternative(name: str) -> x509.GeneralName:
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(pem)

@@ -32,6 +32,7 @@ from outtray_sandbox.smtp.script import Rule, Stage
 logging.getLogger("mail.log").setLevel(logging.WARNING)
 
 _HEAD = 64 * 1024
+_LINE_END = b"\r\n"
 _END = b"\r\n.\r\n"
 _PATH = re.compile(r"(FROM|TO):\s*<([^<>]*)>\s*(.*)", re.IGNORECASE)
 _MESSAGE_ID = re.compile(rb"^message-id:\s*(<[^<>]*>)", re.IGNORECASE | re.MULTILINE)
@@ -44,7 +45,8 @@ class Incoming:
     """A mail's bytes as they come: dots unstuffed, hashed, the head kept to find the Message-ID."""
 
     def __init__(self, keep: int) -> None:
-        self._tail = b"\r\n"
+        self._tail = b""
+        self._skip = len(_LINE_END)
         self._hash = hashlib.sha256()
         self._keep = keep
         self.size = 0
@@ -52,10 +54,11 @@ class Incoming:
         self.kept: list[bytes] = []
 
     def feed(self, data: bytes) -> None:
-        """More of the mail as it travels; never ends in the middle of CRLF, dot."""
+        """More of the mail as it travels, beginning with the line end before its first line."""
         joined = self._tail + data
         clean = joined.replace(b"\r\n.", b"\r\n")[len(self._tail) :]
         self._tail = joined[-2:]
+        clean, self._skip = clean[self._skip :], max(0, self._skip - len(clean))
         self._hash.update(clean)
         self.size += len(clean)
         if len(self.head) < _HEAD:
@@ -74,13 +77,24 @@ class Incoming:
         return found[1].decode("utf-8", "replace") if found else ""
 
 
-class Dialogue(SMTP):  # type: ignore[misc]
+class Dialogue(SMTP):
     """One connection."""
 
+    # aiosmtpd types these as optional; within a command they are there.
+    session: Any
+    envelope: Any
+    transport: Any
+    _reader: Any
     line_length_limit = 128 * 1024
     command_size_limit = 64 * 1024
 
-    def __init__(self, house: House, context: ssl.SSLContext | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        house: House,
+        context: ssl.SSLContext | None,
+        loop: asyncio.AbstractEventLoop,
+        open_transports: set[asyncio.BaseTransport],
+    ) -> None:
         super().__init__(
             object(),
             data_size_limit=house.size_limit,
@@ -95,9 +109,11 @@ class Dialogue(SMTP):  # type: ignore[misc]
         # aiosmtpd keeps these on the class, shared by all connections.
         self.command_size_limits: dict[str, int] = defaultdict(lambda: self.command_size_limit)
         self.house = house
+        self._open = open_transports
+        self._socket: asyncio.BaseTransport | None = None
         self.user = ""
         self.session_id = uuid4().hex
-        self._greeted = self._muted = False
+        self._greeted = self._muted = self._receiving = False
 
     # ── connection ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -105,10 +121,14 @@ class Dialogue(SMTP):  # type: ignore[misc]
         if self._original_transport is None:
             self.house.seen["connections"] += 1
             self.house.seen["open"] += 1
+            self._socket = transport
+            self._open.add(transport)
         super().connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.house.seen["open"] -= 1
+        if self._socket:
+            self._open.discard(self._socket)
         self._log_out()
         super().connection_lost(error)
 
@@ -126,7 +146,7 @@ class Dialogue(SMTP):  # type: ignore[misc]
             return
         if not self._greeted:
             self._greeted = True
-            await self._stage("connect", lambda: super(Dialogue, self).push(status))
+            await self._stage("connect", lambda: self.push(status))
             return
         await super().push(status)
 
@@ -204,7 +224,7 @@ class Dialogue(SMTP):  # type: ignore[misc]
     async def _ehlo(self, hostname: str) -> None:
         if not hostname:
             return await self.say("501 5.5.4 Syntax: EHLO hostname")
-        self._set_rset_state()
+        self._set_rset_state()  # type: ignore[no-untyped-call]
         self.session.extended_smtp = True
         self.session.host_name = hostname
         lines = [self.hostname, *self._extensions()]
@@ -298,11 +318,13 @@ class Dialogue(SMTP):  # type: ignore[misc]
 
     def _parameter_refusal(self, sender: str, parameters: list[str]) -> str | None:
         given = dict(parameter.partition("=")[::2] for parameter in parameters)
-        if int(given.pop("SIZE", "0") or 0) > self.house.size_limit > 0:
+        size = given.pop("SIZE", "0")
+        if not size.isdigit():
+            return "501 5.5.4 SIZE is no number"
+        if int(size) > self.house.size_limit > 0:
             return "552 5.3.4 Your message exceeded the size limit"
         utf8 = "SMTPUTF8" in given
-        allowed = {"BODY"} * self.house.eight_bit if False else self._allowed_parameters()
-        if set(given) - allowed:
+        if set(given) - self._allowed_parameters():
             return "555 5.5.2 Parameters not recognized"
         if not sender.isascii() and not utf8:
             return "553 5.6.7 Non-ASCII addresses need SMTPUTF8"
@@ -336,43 +358,41 @@ class Dialogue(SMTP):  # type: ignore[misc]
     # ── the mail ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def smtp_DATA(self, arg: str) -> None:
-        await self._stage("data", self._data)
+        self._receiving = False
+        await self._stage("data", self._go_ahead)
+        if self._receiving:
+            incoming = Incoming(self.house.keep_bodies)
+            await self._receive(incoming)
+            await self._dot(incoming)
+            self._set_post_data_state()  # type: ignore[no-untyped-call]
 
-    async def _data(self) -> None:
+    async def _go_ahead(self) -> None:
         if not self.envelope.rcpt_tos:
             return await self.say("503 5.5.1 RCPT first")
+        self._receiving = True
         await self.say("354 Go ahead")
-        self._muted = False
-        incoming = Incoming(min(self.house.keep_bodies, self.house.size_limit))
-        await self._receive(incoming)
-        await self._dot(incoming)
-        self._set_post_data_state()
 
     async def _receive(self, incoming: Incoming) -> None:
         """Read to the closing dot; what the client sent beyond it stays to be read as commands."""
         rule = self._rule("body")
-        came, pending = 0, b"\r\n"
-        while (end := pending.find(_END)) < 0:
+        # The line end of DATA itself stands before the first line: a dot may follow it at once.
+        buffer, came = _LINE_END, 0
+        while (end := buffer.find(_END)) < 0:
             if rule and came >= rule.after_bytes:
                 await self._play(rule, self._nothing)
                 rule = None
-                continue
-            data = await self._reader.read(65536)
-            if not data:
-                await self._hang()
+            incoming.feed(buffer[:-4])
+            buffer = buffer[-4:] + (data := await self._reader.read(65536))
             came += len(data)
             self._reset_timeout()
-            # Five bytes at the end may be the beginning of the closing dot.
-            give, pending = _cut_late(pending + data)
-            incoming.feed(give)
-        self._reader._buffer[:0] = pending[end + len(_END) :]
-        incoming.feed(pending[: end + 2])
+        incoming.feed(buffer[: end + 2])
+        self._reader._buffer[:0] = buffer[end + len(_END) :]
 
     async def _nothing(self) -> None:
         return None
 
     async def _dot(self, incoming: Incoming) -> None:
-        if incoming.size - 2 > self.house.size_limit > 0:
+        if incoming.size > self.house.size_limit > 0:
             return await self.say("552 5.3.4 Your message exceeded the size limit")
         rule = self._rule("dot")
         before, after = self.house.delay()
@@ -380,8 +400,8 @@ class Dialogue(SMTP):  # type: ignore[misc]
         if rule is None:
             await self._take(incoming, "250", after)
         else:
-            lost = rule.silent or rule.drop in ("before", "after") or rule.reply is None
-            answer = "lost" if lost else (rule.reply or "")[:3]
+            lost = rule.silent or rule.drop in ("before", "after")
+            answer = "lost" if lost else (rule.reply or "250")[:3]
             await self._play(rule, lambda: self._take(incoming, answer, after))
         return None
 
@@ -410,6 +430,3 @@ class Dialogue(SMTP):  # type: ignore[misc]
         self.house.seen["errors"] += 1
         logging.getLogger("outtray.sandbox").error("the sandbox's SMTP server failed", exc_info=error)
         return "451 4.3.0 The sandbox has a fault of its own"
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)

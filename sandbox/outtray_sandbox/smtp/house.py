@@ -1,4 +1,4 @@
-"""What the sandbox's server knows and allows: users, limits, its clock, its ledger, its script, and what it has seen."""
+"""What the sandbox's server knows and allows: users, limits, its clock, its ledger, its script, what it has seen."""
 
 from __future__ import annotations
 

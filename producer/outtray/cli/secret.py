@@ -1,0 +1,49 @@
+"""Secrets: by a hidden prompt, from standard input, or from a file. Never from a flag, which every process list shows."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from outtray.cli.exits import UsageError
+
+MOST = 64 * 1024
+"""Bytes that a secret may have: an OAuth token is a few KiB."""
+
+FromStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
+FromFile = Annotated[
+    Path | None, typer.Option("--password-file", metavar="FILE", help="Read the password from a file.", show_default=False)
+]
+
+
+def read_password(from_stdin: bool, from_file: Path | None, prompt: str = "Password") -> str:
+    """The secret, without the line's end. Raises `UsageError` that names the flag and the cure."""
+    if from_stdin and from_file:
+        raise UsageError("give either --password-stdin or --password-file, not both")
+    if from_stdin:
+        return _checked(sys.stdin.read(MOST + 1), "--password-stdin")
+    if from_file:
+        return _checked(_read(from_file), "--password-file")
+    if not sys.stdin.isatty():
+        raise UsageError("no terminal to ask for the password on; use --password-stdin or --password-file FILE")
+    return _checked(getpass.getpass(f"{prompt}: "), "the prompt")
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(MOST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"--password-file: {path} cannot be read: {why}") from None
+
+
+def _checked(text: str, source: str) -> str:
+    secret = text.removesuffix("\n").removesuffix("\r")
+    if not secret or len(secret) > MOST or "\n" in secret or "\0" in secret:
+        raise UsageError(f"{source}: a password is one line, not empty, of at most {MOST // 1024} KiB")
+    return secret

@@ -1,0 +1,137 @@
+"""What is stored of a message's content, sealed, and how it is read again.
+
+The head is what the queue needs to send it and people need to recognise it: envelope, subject, metadata. The body is
+the frozen MIME: up to 1 MiB in one piece beside the head, above that in chunks of 1 MiB, each sealed by itself, so
+that no process ever holds a large message whole. The body's hash is keyed (a plain one would tell who guesses the
+content that he is right) and is what shows that a chunk is missing at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from outtray_schema import bindings
+from outtray_schema.address import Address
+from outtray_schema.errors import CannotOpen
+from outtray_schema.message import Message, Role
+from outtray_schema.mime import FrozenMime
+from outtray_schema.vault import Vault
+
+CHUNK = 1024 * 1024
+"""Bytes of MIME in one chunk; a body up to this size is stored inline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A message's envelope, subject and metadata; none of it in a repr."""
+
+    sender: str = field(repr=False)
+    sender_name: str = field(repr=False)
+    recipients: tuple[tuple[Role, str], ...] = field(repr=False)
+    subject: str = field(repr=False)
+    metadata: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, message: Message, sender: Address) -> Head:
+        """The head of a message that `sender` sends. Its recipients are numbered as they stand here."""
+        recipients = tuple((each.role, each.address.email) for each in message.recipients)
+        return cls(sender.email, sender.name, recipients, message.subject, message.metadata)
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether only a server with SMTPUTF8 can take it: an address is not ASCII."""
+        return not all(address.isascii() for address in (self.sender, *(address for _, address in self.recipients)))
+
+    def to_json(self) -> bytes:
+        fields = [self.sender, self.sender_name, self.recipients, self.subject, self.metadata]
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Head:
+        # Further fields are appended, so that old and new processes read each other's heads during a deploy.
+        sender, sender_name, recipients, subject, metadata, *_ = json.loads(text)
+        return cls(sender, sender_name, tuple((role, address) for role, address in recipients), subject, metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedContent:
+    """The columns of `outtray.content`, and the rows of `outtray.content_chunk` where `body` is None."""
+
+    head: bytes
+    body: bytes | None
+    body_hash: bytes
+    chunks: Callable[[], Iterator[tuple[int, bytes]]] = field(repr=False)
+    """`(n, data)` from 0 on, read and sealed as they are asked for; nothing where the body is inline.
+
+    Raises `InvalidMessage` if an attachment's file changed since the message was frozen.
+    """
+
+
+def sealed_content(vault: Vault, message_id: UUID, head: Head, mime: FrozenMime) -> SealedContent:
+    """Seal a message's content for its rows."""
+    sealed_head = vault.content.encrypt(head.to_json(), bindings.head(message_id))
+    body_hash = vault.keyed_hash(message_id, "body", mime.hash)
+    if mime.size > CHUNK:
+        return SealedContent(sealed_head, None, body_hash, lambda: _sealed_chunks(vault, message_id, mime))
+    body = vault.content.encrypt(b"".join(mime.pieces()), bindings.body(message_id))
+    return SealedContent(sealed_head, body, body_hash, lambda: iter(()))
+
+
+def open_head(vault: Vault, message_id: UUID, blob: bytes) -> Head:
+    """Raises `CannotOpen`, or `UnknownKey` if this process lacks the key."""
+    return Head.from_json(vault.content.decrypt(blob, bindings.head(message_id)))
+
+
+def open_body(vault: Vault, message_id: UUID, blob: bytes) -> bytes:
+    """The frozen MIME of an inline body. Raises `CannotOpen`, or `UnknownKey` if this process lacks the key."""
+    return vault.content.decrypt(blob, bindings.body(message_id))
+
+
+def open_chunk(vault: Vault, message_id: UUID, n: int, blob: bytes) -> bytes:
+    """The frozen MIME from `n` MiB on, 1 MiB of it at most. Raises `CannotOpen`, or `UnknownKey` if it lacks the key.
+
+    That the last chunk is not missing only `BodyCheck` can tell.
+    """
+    return vault.content.decrypt(blob, bindings.chunk(message_id, n))
+
+
+class BodyCheck:
+    """Adds up the pieces of a streamed body and says at its end whether they are all that was frozen."""
+
+    def __init__(self, vault: Vault, message_id: UUID, body_hash: bytes) -> None:
+        self._vault = vault
+        self._message_id = message_id
+        self._expected = body_hash
+        self._digest = hashlib.sha256()
+
+    def add(self, piece: bytes) -> None:
+        self._digest.update(piece)
+
+    def verify(self) -> None:
+        """Call it before the byte that commits. Raises `CannotOpen` if a piece is missing or another's."""
+        found = self._vault.keyed_hash(self._message_id, "body", self._digest.digest())
+        if not hmac.compare_digest(found, self._expected):
+            raise CannotOpen("content", "the body is not complete")
+
+
+def _sealed_chunks(vault: Vault, message_id: UUID, mime: FrozenMime) -> Iterator[tuple[int, bytes]]:
+    for n, chunk in enumerate(_rechunked(mime.pieces())):
+        yield n, vault.content.encrypt(chunk, bindings.chunk(message_id, n))
+
+
+def _rechunked(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in chunks of exactly 1 MiB, but for the last."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= CHUNK:
+            yield bytes(waiting[:CHUNK])
+            del waiting[:CHUNK]
+    if waiting:
+        yield bytes(waiting)
