@@ -47,9 +47,9 @@ NOTE = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
 noted AS (
     INSERT INTO outtray.journal (at, mailbox_id, kind, actor, detail)
-    SELECT t.now, %(mailbox)s, %(kind)s, %(actor)s, %(detail)s FROM t)
+    SELECT t.now, %(mailbox)s::uuid, %(kind)s::text, %(actor)s::text, %(detail)s::jsonb FROM t)
 INSERT INTO outtray.event (at, app_id, mailbox_id, kind, data)
-SELECT t.now, %(app)s, %(mailbox)s, 'mailbox.' || %(kind)s, %(detail)s FROM t
+SELECT t.now, %(app)s::uuid, %(mailbox)s::uuid, 'mailbox.' || %(kind)s::text, %(detail)s::jsonb FROM t
 """
 
 CHUNK = 1000

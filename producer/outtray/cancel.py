@@ -38,13 +38,13 @@ changed AS (
     UPDATE outtray.message m
     SET state = CASE m.state WHEN 'queued' THEN 'cancelled' ELSE m.state END,
         ended_at = CASE m.state WHEN 'queued' THEN t.now END,
-        reason = CASE m.state WHEN 'queued' THEN %(reason)s ELSE m.reason END,
+        reason = CASE m.state WHEN 'queued' THEN %(reason)s::text ELSE m.reason END,
         cancel_asked_at = coalesce(m.cancel_asked_at, t.now), version = m.version + 1
     FROM live, t WHERE m.id = live.id
     RETURNING m.id, m.mailbox_id, m.state, m.may_have_left, m.handover),
 noted AS (
     INSERT INTO outtray.journal (at, message_id, mailbox_id, kind, handover, actor, detail)
-    SELECT t.now, id, mailbox_id, 'cancel', handover, %(actor)s, jsonb_build_object('state', state, 'reason', %(reason)s::text)
+    SELECT t.now, id, mailbox_id, 'cancel', handover, %(actor)s::text, jsonb_build_object('state', state, 'reason', %(reason)s::text)
     FROM changed, t),
 told AS (
     INSERT INTO outtray.event (at, app_id, mailbox_id, message_id, kind, data)
@@ -84,7 +84,7 @@ moved AS (
     RETURNING m.id, m.mailbox_id, m.due_at),
 noted AS (
     INSERT INTO outtray.journal (at, message_id, mailbox_id, kind, actor, detail)
-    SELECT t.now, id, mailbox_id, 'rescheduled', %(actor)s, jsonb_build_object('due_at', due_at) FROM moved, t),
+    SELECT t.now, id, mailbox_id, 'rescheduled', %(actor)s::text, jsonb_build_object('due_at', due_at) FROM moved, t),
 told AS (
     INSERT INTO outtray.event (at, app_id, mailbox_id, message_id, kind, data)
     SELECT t.now, %(app)s, mailbox_id, id, 'rescheduled', jsonb_build_object('due_at', due_at) FROM moved, t)

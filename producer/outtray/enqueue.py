@@ -153,7 +153,7 @@ def _frozen(door: Door, app_id: UUID, message: Message, box: MailboxFacts) -> Fr
     sender = message.from_ or box.sender
     rfc_message_id = new_rfc_message_id(message_id, sender.domain)
     mime = freeze(message, sender=sender, rfc_message_id=rfc_message_id, date=message.send_at or datetime.now(UTC))
-    content = sealed_content(vault, message_id, _head(message, sender), mime)
+    content = sealed_content(vault, message_id, Head.of(message, sender), mime)
     external = [is_external(recipient.address, box) for recipient in message.recipients]
     key = message.idempotency_key
     row = {
@@ -177,15 +177,6 @@ def _frozen(door: Door, app_id: UUID, message: Message, box: MailboxFacts) -> Fr
     }
     addresses = list(_address_rows(door, app_id, message_id, message.recipients, external))
     return Frozen(message_id, box.id, row, addresses, content.chunks if content.body is None else None)
-
-
-def _head(message: Message, sender: Any) -> Head:
-    return Head(
-        sender=sender,
-        recipients=tuple((recipient.role, recipient.address) for recipient in message.recipients),
-        subject=message.subject,
-        metadata=message.metadata,
-    )
 
 
 def _address_rows(

@@ -69,7 +69,7 @@ class RecipientView:
     """One address of a message."""
 
     role: str
-    address: Address = field(repr=False)
+    address: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ def _view(door: Door, row: Row) -> MessageView:
         priority=_PRIORITY_NAMES[row["priority"]],
         evidence=row["evidence"] or {},
         tags=tuple(row["tags"]),
-        sender=head.sender if head else None,
+        sender=Address(head.sender, head.sender_name) if head else None,
         recipients=_recipients(head),
         subject=head.subject if head else "",
         metadata=head.metadata if head else {},

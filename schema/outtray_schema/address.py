@@ -55,6 +55,10 @@ class Address:
 
 def parse_address(text: str) -> Address:
     """Read `ann@example.com` or `Ann Lee <ann@example.com>`. Raises `InvalidMessage` with the cure."""
+    try:
+        refuse_control_characters(text)
+    except ValueError as error:
+        raise InvalidMessage(Problem("address", str(error))) from None
     match = _NAMED.fullmatch(text)
     if match is None:
         return Address(text.strip())

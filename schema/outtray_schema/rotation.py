@@ -38,11 +38,11 @@ class _Column:
         key = ", ".join(self.key)
         picked = ", ".join((*self.key, *self.extra))
         values = ", ".join(f"%(after_{name})s::{type_}" for name, type_ in zip(self.key, self.types, strict=True))
-        # A condition of its own, not one that is switched off by a parameter: a prepared plan would read the whole table.
+        # A condition of its own, not one that a parameter switches off: a prepared plan would read the whole table.
         after = f"({key}) > ({values}) AND" if go_on else ""
         return f"""
             SELECT {picked}, sealed FROM (
-                SELECT {picked}, sealed, sum(octet_length(sealed)) OVER (ORDER BY {key} ROWS UNBOUNDED PRECEDING) AS total
+                SELECT {picked}, sealed, sum(octet_length(sealed)) OVER (ORDER BY {key}) AS total
                 FROM (SELECT {picked}, {self.name} AS sealed FROM outtray.{self.table}
                       WHERE {after} {self.name} IS NOT NULL
                         AND substring({self.name} FROM 1 FOR %(length)s) <> %(prefix)s

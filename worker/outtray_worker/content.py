@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from outtray_schema.content import CHUNK, Head, open_body, open_chunk, open_head
+from outtray_schema.content import CHUNK, BodyCheck, Head, open_body, open_chunk, open_head
 from psycopg_pool import AsyncConnectionPool
 
 from outtray_schema.vault import Vault
 from outtray_worker.claim import DueMessage
 
-READ = "SELECT message_id, head, body FROM outtray.content WHERE message_id = ANY(%s)"
+READ = "SELECT message_id, head, body, body_hash FROM outtray.content WHERE message_id = ANY(%s)"
 READ_CHUNK = "SELECT data FROM outtray.content_chunk WHERE message_id = %s AND n = %s"
 
 STREAMED = 3 * CHUNK
@@ -43,16 +43,19 @@ class Content:
     held: int
     _reader: ContentReader
     _inline: bytes | None
+    _hash: bytes
 
     async def body(self) -> AsyncIterator[bytes]:
-        """The frozen MIME from its beginning, in pieces of at most 1 MiB."""
+        """The frozen MIME from its beginning, in pieces of at most 1 MiB. Raises `CannotOpen` if one is missing."""
         if self._inline is not None:
             yield self._inline
             return
-        number = 0
+        check, number = self._reader.check_of(self.message_id, self._hash), 0
         while (piece := await self._reader.read_chunk(self.message_id, number)) is not None:
+            check.add(piece)
             yield piece
             number += 1
+        check.verify()
 
     def release(self) -> None:
         held, self.held = self.held, 0
@@ -128,7 +131,7 @@ class ContentReader:
                 self._answer(message, cost, future, found.get(message.id))
 
     def _answer(
-        self, message: DueMessage, cost: int, future: asyncio.Future[Content], row: tuple[bytes, bytes | None] | None
+        self, message: DueMessage, cost: int, future: asyncio.Future[Content], row: tuple[bytes, bytes | None, bytes] | None
     ) -> None:
         if row is None:
             future.set_exception(ContentMissing("the content was erased"))
@@ -139,7 +142,11 @@ class ContentReader:
         except Exception as error:
             future.set_exception(error)
         else:
-            future.set_result(Content(message.id, head, cost, self, body))
+            future.set_result(Content(message.id, head, cost, self, body, row[2]))
+
+    def check_of(self, message_id: UUID, body_hash: bytes) -> BodyCheck:
+        """What shows, at the end of a stream, that nothing of it was missing."""
+        return BodyCheck(self._vault, message_id, body_hash)
 
     async def read_chunk(self, message_id: UUID, number: int) -> bytes | None:
         """One opened piece of a streamed message; None past its end."""

