@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+from outtray.door import Door
 from outtray.plan import Plan, Row, rows
 from outtray_schema.errors import NotFound, Problem, Refused
 from outtray_schema.ids import new_id
@@ -41,7 +42,7 @@ class App:
     created_at: datetime
 
 
-def add(name: str, on_unknown: Literal["hold", "resend"] = "hold") -> Plan[App]:
+def add(_door: Door, name: str, on_unknown: Literal["hold", "resend"] = "hold") -> Plan[App]:
     """Add an app. Raises `Refused` if the name is taken or is none."""
     problem = _name_problem(name)
     if problem is not None:
@@ -52,7 +53,7 @@ def add(name: str, on_unknown: Literal["hold", "resend"] = "hold") -> Plan[App]:
     return _app(added[0])
 
 
-def list_all() -> Plan[list[App]]:
+def list_all(_door: Door) -> Plan[list[App]]:
     """Every app, by name."""
     return [_app(row) for row in (yield from rows(LIST))]
 

@@ -36,7 +36,8 @@ late AS MATERIALIZED (
        OR m.next_at > outtray.not_before(outtray.earliest_due(m.id), m.parked_until)
     ORDER BY m.id FOR NO KEY UPDATE OF m),
 armed AS (
-    UPDATE outtray.mailbox m SET next_at = least(m.next_at, outtray.not_before(outtray.earliest_due(m.id), m.parked_until))
+    UPDATE outtray.mailbox m
+    SET next_at = least(m.next_at, outtray.not_before(outtray.earliest_due(m.id), m.parked_until))
     FROM late WHERE m.id = late.id RETURNING m.id)
 SELECT (SELECT id FROM chunk ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) FROM chunk) AS looked_at,
     (SELECT count(*) FROM armed) AS armed

@@ -44,7 +44,8 @@ changed AS (
     RETURNING m.id, m.mailbox_id, m.state, m.may_have_left, m.handover),
 noted AS (
     INSERT INTO outtray.journal (at, message_id, mailbox_id, kind, handover, actor, detail)
-    SELECT t.now, id, mailbox_id, 'cancel', handover, %(actor)s::text, jsonb_build_object('state', state, 'reason', %(reason)s::text)
+    SELECT t.now, id, mailbox_id, 'cancel', handover, %(actor)s::text,
+        jsonb_build_object('state', state, 'reason', %(reason)s::text)
     FROM changed, t),
 told AS (
     INSERT INTO outtray.event (at, app_id, mailbox_id, message_id, kind, data)
@@ -69,10 +70,13 @@ ORDER BY m.id LIMIT %(limit)s
 """
 LIVE_OF_MAILBOX = LIVE.format(more="")
 LIVE_OF_TAG = LIVE.format(
-    more="AND m.id IN (SELECT t.message_id FROM outtray.message_tag t WHERE t.app_id = %(app)s AND t.tag = %(tag)s AND t.message_id > %(after)s)"
+    more="""AND m.id IN (
+    SELECT t.message_id FROM outtray.message_tag t
+    WHERE t.app_id = %(app)s AND t.tag = %(tag)s AND t.message_id > %(after)s)"""
 )
 LIVE_TO = LIVE.format(
-    more="AND m.id IN (SELECT r.message_id FROM outtray.recipient r WHERE r.address_index = %(index)s AND r.message_id > %(after)s)"
+    more="""AND m.id IN (
+    SELECT r.message_id FROM outtray.recipient r WHERE r.address_index = %(index)s AND r.message_id > %(after)s)"""
 )
 
 # Moves a queued message to another time; locks its row.

@@ -144,7 +144,7 @@ class Door:
             sender=Address(address["address"], address.get("name") or ""),
             aliases=tuple(address.get("aliases") or ()),
             provider=row["provider"],
-            limits=effective_limits(row["plan"], row["limits"]),
+            limits=effective_limits(row["plan"], row["limits"], row["provider"]),
             status=row["status"],
             status_reason=row["status_reason"],
             is_default=bool(row["is_default"]),
@@ -182,7 +182,9 @@ def _sender_problems(message: Message, box: MailboxFacts) -> list[Problem]:
     sender = message.from_
     if sender is None or normalise_address(sender.email) in box.senders:
         return []
-    return [Problem("from", "is neither this mailbox's address nor one of its aliases; add it as an alias, or leave it out")]
+    return [
+        Problem("from", "is neither this mailbox's address nor one of its aliases; add it as an alias, or leave it out")
+    ]
 
 
 def _recipient_problems(message: Message, box: MailboxFacts) -> list[Problem]:

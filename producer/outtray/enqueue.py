@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from outtray.door import Door, MailboxFacts, is_external, problems_of, size_problems
-from outtray.plan import Begin, Commit, Plan, Row, Statement, Wake, Wakes, add_wakes
+from outtray.plan import Begin, Commit, Plan, Rollback, Row, Statement, Wake, Wakes, add_wakes
 from outtray_schema import bindings
 from outtray_schema.content import Head, sealed_content
 from outtray_schema.errors import IdempotencyConflict, InvalidMessage, Problem, Refused
@@ -28,25 +28,30 @@ from outtray_schema.request_hash import differing_fields, request_hash
 INSERT = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
 asked AS MATERIALIZED (
-    SELECT * FROM unnest(%(id)b::uuid[], %(mailbox_id)b::uuid[], %(idempotency)b::bytea[], %(request_hash)b::bytea[],
-        %(due_at)b::timestamptz[], %(priority)b::smallint[], %(give_up_after)b::interval[], %(expires_at)b::timestamptz[],
-        %(on_unknown)b::text[], %(recipients)b::int[], %(external)b::int[], %(size)b::bigint[], %(rfc_message_id)b::text[],
-        %(tags)b::text[], %(head)b::bytea[], %(body)b::bytea[], %(body_hash)b::bytea[])
-    AS a (id, mailbox_id, idempotency, request_hash, due_at, priority, give_up_after, expires_at, on_unknown, recipients,
-        external, size, rfc_message_id, tags, head, body, body_hash)),
+    SELECT * FROM unnest(
+        %(id)b::uuid[], %(mailbox_id)b::uuid[], %(idempotency)b::bytea[], %(request_hash)b::bytea[],
+        %(due_at)b::timestamptz[], %(priority)b::smallint[], %(give_up_after)b::interval[],
+        %(expires_at)b::timestamptz[], %(on_unknown)b::text[], %(recipients)b::int[], %(external)b::int[],
+        %(size)b::bigint[], %(rfc_message_id)b::text[], %(tags)b::text[], %(head)b::bytea[], %(body)b::bytea[],
+        %(body_hash)b::bytea[])
+    AS a (id, mailbox_id, idempotency, request_hash, due_at, priority, give_up_after, expires_at, on_unknown,
+        recipients, external, size, rfc_message_id, tags, head, body, body_hash)),
 accepted AS (
-    INSERT INTO outtray.message (id, app_id, mailbox_id, idempotency, request_hash, due_at, priority, give_up_after, expires_at,
-        on_unknown, recipients, external, size, rfc_message_id, tags, created_at)
-    SELECT a.id, %(app)b, a.mailbox_id, a.idempotency, a.request_hash, coalesce(a.due_at, t.now), a.priority, a.give_up_after,
-        a.expires_at, a.on_unknown, a.recipients, a.external, a.size, a.rfc_message_id, string_to_array(a.tags, E'\\x1f'), t.now
+    INSERT INTO outtray.message (id, app_id, mailbox_id, idempotency, request_hash, due_at, priority, give_up_after,
+        expires_at, on_unknown, recipients, external, size, rfc_message_id, tags, created_at)
+    SELECT a.id, %(app)b, a.mailbox_id, a.idempotency, a.request_hash, coalesce(a.due_at, t.now), a.priority,
+        a.give_up_after, a.expires_at, a.on_unknown, a.recipients, a.external, a.size, a.rfc_message_id,
+        string_to_array(a.tags, E'\\x1f'), t.now
     FROM asked a, t
-    WHERE EXISTS (SELECT FROM outtray.mailbox b WHERE b.id = a.mailbox_id AND b.app_id = %(app)b AND b.status <> 'disabled')
+    WHERE EXISTS (
+        SELECT FROM outtray.mailbox b WHERE b.id = a.mailbox_id AND b.app_id = %(app)b AND b.status <> 'disabled')
     ON CONFLICT (app_id, idempotency) WHERE idempotency IS NOT NULL DO NOTHING
     RETURNING id, mailbox_id, state, due_at, tags),
 addressed AS (
     INSERT INTO outtray.recipient (message_id, n, role, address, address_index, external)
     SELECT r.message_id, r.n, r.role, r.address, r.address_index, r.external
-    FROM unnest(%(to_id)b::uuid[], %(to_n)b::smallint[], %(to_role)b::text[], %(to_address)b::bytea[], %(to_index)b::bytea[],
+    FROM unnest(
+        %(to_id)b::uuid[], %(to_n)b::smallint[], %(to_role)b::text[], %(to_address)b::bytea[], %(to_index)b::bytea[],
         %(to_external)b::bool[]) AS r (message_id, n, role, address, address_index, external)
     JOIN accepted ON accepted.id = r.message_id),
 filled AS (
@@ -68,6 +73,12 @@ SELECT id, mailbox_id, state, due_at FROM accepted
 FIRST_OF_KEYS = """
 SELECT m.id, m.idempotency, m.request_hash, m.state, m.due_at FROM outtray.message m
 WHERE m.app_id = %(app)s AND m.idempotency = ANY(%(keys)s::bytea[])
+"""
+
+# Reads when messages are due; locks nothing.
+DUE = """
+SELECT m.mailbox_id, m.due_at FROM outtray.message m
+WHERE m.id = ANY(%(ids)s::uuid[]) AND m.state = 'queued' AND m.due_at IS NOT NULL
 """
 
 # Inserts one piece of a large content.
@@ -116,21 +127,49 @@ def enqueue(door: Door, message: Message, remember: bool = True) -> Plan[Accepte
     return answer
 
 
-def enqueue_batch(
-    door: Door, messages: Sequence[Message], remember: bool = True, all_or_none: bool = False
-) -> Plan[list[Answer]]:
-    """Accept messages in one transaction, in their order; those refused are answered with their errors.
+def enqueue_batch(door: Door, messages: Sequence[Message], remember: bool = True) -> Plan[list[Answer]]:
+    """Accept messages in one transaction; answers for each, in their order. Those refused do not hinder the others."""
+    app_id, judged = yield from _judge(door, messages, remember)
+    frozen = [each for each in judged if isinstance(each, Frozen)]
+    if any(each.chunks is not None for each in frozen):
+        yield Begin()
+        stored = yield from _store(door, app_id, frozen)
+        yield Commit()
+    else:
+        stored = yield from _store(door, app_id, frozen)
+    return [stored[each.id] if isinstance(each, Frozen) else each for each in judged]
 
-    `all_or_none`: nothing is stored if the door refuses one of them.
+
+def enqueue_all_or_none(door: Door, messages: Sequence[Message], remember: bool = True) -> Plan[list[Answer | None]]:
+    """Accept all of them, or refuse some and store none: `None` stands for those that were not stored for the others'
+    sake."""
+    app_id, judged = yield from _judge(door, messages, remember)
+    frozen = [each for each in judged if isinstance(each, Frozen)]
+    if len(frozen) < len(judged):
+        return [each if isinstance(each, Refused) else None for each in judged]
+    yield Begin()
+    stored = yield from _store(door, app_id, frozen)
+    answers = [stored[each.id] for each in frozen]
+    if any(isinstance(answer, Refused) for answer in answers):
+        yield Rollback()
+        return [answer if isinstance(answer, Refused) else None for answer in answers]
+    yield Commit()
+    return list(answers)
+
+
+def wakes_of(_door: Door, ids: Iterable[UUID]) -> Plan[None]:
+    """Publish the wakes of messages that were enqueued in a transaction of the caller's, after its commit.
+
+    Forgetting it costs one sweep: at most a minute.
     """
+    rows = yield Statement(DUE, {"ids": list(ids)})
+    yield Wake(_wakes(rows))
+
+
+def _judge(door: Door, messages: Sequence[Message], remember: bool) -> Plan[tuple[UUID, list[Frozen | InvalidMessage]]]:
     app_id = yield from door.app(remember)
     boxes = yield from door.mailboxes(app_id, {message.mailbox for message in messages}, remember)
-    judged = [freeze_at_the_door(door, app_id, message, boxes.get(message.mailbox)) for message in messages]
-    frozen = [each for each in judged if isinstance(each, Frozen)]
-    if not frozen or (all_or_none and len(frozen) < len(messages)):
-        return [each for each in judged if isinstance(each, Refused)]
-    stored = yield from _store(door, app_id, frozen)
-    return [each if isinstance(each, Refused) else stored[each.id] for each in judged]
+    return app_id, [freeze_at_the_door(door, app_id, message, boxes.get(message.mailbox)) for message in messages]
 
 
 def freeze_at_the_door(door: Door, app_id: UUID, message: Message, box: MailboxFacts | None) -> Frozen | InvalidMessage:
@@ -195,31 +234,25 @@ def _store(door: Door, app_id: UUID, frozen: Sequence[Frozen]) -> Plan[dict[UUID
     waiting = list(frozen)
     # A key's first message can vanish (rolled back, pruned) between the insert and the look; then it is ours after all.
     for _ in range(2):
-        rows = yield from _insert(door, app_id, waiting)
-        answers |= {row["id"]: Accepted(row["id"], True, row["state"], row["due_at"]) for row in rows}
-        waiting = [each for each in waiting if each.id not in answers]
-        if not waiting:
-            return answers
-        answers |= yield from _look_up(app_id, waiting)
-        waiting = [each for each in waiting if each.id not in answers]
-        if not waiting:
-            return answers
-    return answers | {each.id: InvalidMessage(Problem("mailbox", "has just been removed or disabled")) for each in waiting}
+        if waiting:
+            answers |= yield from _insert(door, app_id, waiting)
+            waiting = [each for each in waiting if each.id not in answers]
+        if waiting:
+            answers |= yield from _look_up(app_id, waiting)
+            waiting = [each for each in waiting if each.id not in answers]
+    return answers | {
+        each.id: InvalidMessage(Problem("mailbox", "has just been removed or disabled")) for each in waiting
+    }
 
 
-def _insert(door: Door, app_id: UUID, frozen: Sequence[Frozen]) -> Plan[list[Row]]:
-    large = [each for each in frozen if each.chunks is not None]
-    if large:
-        yield Begin()
+def _insert(door: Door, app_id: UUID, frozen: Sequence[Frozen]) -> Plan[dict[UUID, Answer]]:
     rows = yield Statement(INSERT, {"app": app_id, "actor": door.actor, **_columns(frozen)})
-    created = {row["id"] for row in rows}
-    for each in large:
+    created: dict[UUID, Answer] = {row["id"]: Accepted(row["id"], True, row["state"], row["due_at"]) for row in rows}
+    for each in frozen:
         if each.id in created:
             yield from _insert_chunks(each)
-    if large:
-        yield Commit()
     yield Wake(_wakes(rows))
-    return rows
+    return created
 
 
 def _insert_chunks(frozen: Frozen) -> Plan[None]:
@@ -235,8 +268,8 @@ def _wakes(rows: Iterable[Mapping[str, Any]]) -> Wakes:
 
 
 _COLUMNS = (
-    "id", "mailbox_id", "idempotency", "request_hash", "due_at", "priority", "give_up_after", "expires_at", "on_unknown",
-    "recipients", "external", "size", "rfc_message_id", "tags", "head", "body", "body_hash",
+    "id", "mailbox_id", "idempotency", "request_hash", "due_at", "priority", "give_up_after", "expires_at",
+    "on_unknown", "recipients", "external", "size", "rfc_message_id", "tags", "head", "body", "body_hash",
 )  # fmt: skip
 _ADDRESS_COLUMNS = ("to_id", "to_n", "to_role", "to_address", "to_index", "to_external")
 

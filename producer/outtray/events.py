@@ -1,17 +1,17 @@
 """Events: what is told to others, read without a gap and in order per message (docs/events.md).
 
-Ids of rows are given before their transactions commit, so "everything after id N" misses what commits late. Numbers of
-transactions have the same fault, and one more: a transaction with a lower number may write to a message *after* one with
-a higher number, so that no boundary between numbers keeps a message's events in order.
+Ids of rows are given before their transactions commit, so "everything after id N" misses what commits late. Numbers
+of transactions have the same fault, and one more: a transaction with a lower number may write to a message *after* one
+with a higher number, so no boundary between numbers keeps a message's events in order.
 
-So a reader goes from snapshot to snapshot. A *batch* is what PostgreSQL's snapshot `until` sees and the snapshot `since`
-did not; it is read in the order of ids, page by page, and then `until` becomes the next batch's `since`.
+So a reader goes from snapshot to snapshot. A *batch* is what PostgreSQL's snapshot `until` sees and the snapshot
+`since` did not; it is read in the order of ids, page by page, and then `until` becomes the next batch's `since`.
 
 - *Complete, once*: every committed event is unseen by all snapshots before some moment and seen by all after it, so it
   falls into exactly one batch, however late its transaction commits.
-- *In order per message*: let T2 write an event of a message after T1 did. Each takes the message's row lock first, so T2
-  got it when T1 had ended; hence T2's event has the higher id, and every snapshot that sees T2 sees T1. Either both are in
-  one batch, where ids order them, or T1's batch comes first.
+- *In order per message*: let T2 write an event of a message after T1 did. Each takes the message's row lock first, so
+  T2 got it when T1 had ended; hence T2's event has the higher id, and every snapshot that sees T2 sees T1. Either both
+  are in one batch, where ids order them, or T1's batch comes first.
 
 A cursor is `since/until/id`: the two snapshots in PostgreSQL's own text form, and the last id read within the batch.
 """
@@ -57,7 +57,7 @@ _CURSOR = re.compile(rf"(?P<since>{_SNAPSHOT})(?:/(?P<until>{_SNAPSHOT})/(?P<aft
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. `kind` is a message's new state or `cancel_asked`, `rescheduled`, `mailbox.*`, `switch.*`.
+    """Something that happened: `kind` is a message's new state, or as docs/events.md lists them.
 
     `data` never holds an address or content. `id` says nothing about order between messages.
     """
@@ -125,5 +125,7 @@ def _place(cursor: str | None) -> _Place:
         return _Place(NOTHING_SEEN)
     match = _CURSOR.fullmatch(cursor)
     if match is None:
-        raise Refused(Problem("after", "is not a cursor that a page of events gave; leave it out to begin at the first"))
+        raise Refused(
+            Problem("after", "is not a cursor that a page of events gave; leave it out to begin at the first")
+        )
     return _Place(match["since"], match["until"], int(match["after"] or 0))

@@ -19,9 +19,9 @@ STATES = ENDED | {"queued", "handing_over", "unknown"}
 MOST = 500
 """Messages on a page, at most."""
 
-_COLUMNS = """m.id, m.mailbox_id, m.state, m.due_at, m.priority, m.attempt, m.handover, m.created_at, m.ended_at, m.handed_at,
-    m.handover_until, m.handover_end, m.expires_at, m.give_up_after, m.failing_since, m.may_have_left, m.cancel_asked_at,
-    m.reason, m.evidence, m.tags, m.provider_id, m.rfc_message_id, m.conversation_id, m.recipients, m.external, m.size,
+_COLUMNS = """m.id, m.mailbox_id, m.state, m.due_at, m.priority, m.attempt, m.handover, m.created_at, m.ended_at,
+    m.handed_at, m.handover_until, m.expires_at, m.may_have_left, m.cancel_asked_at, m.reason, m.evidence, m.tags,
+    m.provider_id, m.rfc_message_id, m.conversation_id, m.size,
     (SELECT c.head FROM outtray.content c WHERE c.message_id = m.id) AS head"""
 
 # Reads one message of an app with its head; locks nothing.
@@ -35,7 +35,8 @@ WHERE j.message_id = %(id)s ORDER BY j.id
 
 # The ways into an app's messages, newest first: each follows an index, so a page costs what it shows.
 _FILTER = """m.app_id = %(app)s AND (%(state)s::text IS NULL OR m.state = %(state)s)
-    AND (%(mailbox)s::uuid IS NULL OR m.mailbox_id = %(mailbox)s) AND (%(tag)s::text IS NULL OR %(tag)s = ANY(m.tags))"""
+    AND (%(mailbox)s::uuid IS NULL OR m.mailbox_id = %(mailbox)s)
+    AND (%(tag)s::text IS NULL OR %(tag)s = ANY(m.tags))"""
 _BY_RECIPIENT = f"""
 SELECT {_COLUMNS} FROM (
     SELECT DISTINCT r.message_id FROM outtray.recipient r
@@ -49,7 +50,7 @@ ORDER BY t.message_id DESC LIMIT %(limit)s
 """
 _BY_STATE = f"""
 SELECT {_COLUMNS} FROM outtray.message m
-WHERE m.app_id = %(app)s AND m.state = %(state)s AND m.state IN ('unknown', 'failed') AND m.id < %(before)s AND {_FILTER}
+WHERE m.state = %(state)s AND m.state IN ('unknown', 'failed') AND m.id < %(before)s AND {_FILTER}
 ORDER BY m.id DESC LIMIT %(limit)s
 """
 _BY_MAILBOX = f"""
@@ -222,8 +223,9 @@ def _view(door: Door, row: Row) -> MessageView:
 
 
 _AS_STORED = (
-    "id", "mailbox_id", "state", "due_at", "attempt", "handover", "created_at", "ended_at", "handed_at", "handover_until",
-    "expires_at", "may_have_left", "cancel_asked_at", "reason", "provider_id", "rfc_message_id", "conversation_id", "size",
+    "id", "mailbox_id", "state", "due_at", "attempt", "handover", "created_at", "ended_at", "handed_at",
+    "handover_until", "expires_at", "may_have_left", "cancel_asked_at", "reason", "provider_id", "rfc_message_id",
+    "conversation_id", "size",
 )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ the async client cannot come to differ.
 
     Statement   run it; the plan is given its rows as dictionaries
     Begin       what follows is one transaction, up to
-    Commit      its end
+    Commit      its end, or
+    Rollback    its end, with nothing of it done
     Wake        due mailboxes to be told once what was written is committed
 
 Outside `Begin` and `Commit` every statement is a transaction of its own, one round trip in all. Inside somebody else's
@@ -47,13 +48,18 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """The end of what `Begin` began, as if it had not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Mailboxes that have mail due, once this is committed."""
 
     due: Wakes
 
 
-Step: TypeAlias = Statement | Begin | Commit | Wake
+Step: TypeAlias = Statement | Begin | Commit | Rollback | Wake
 T = TypeVar("T")
 Plan: TypeAlias = Generator[Step, list[Row], T]
 
@@ -73,7 +79,7 @@ _SAVEPOINT = "outtray_plan"
 
 
 class _Brackets:
-    """What `Begin`, `Commit` and an abandoned plan are in SQL: a transaction, or a savepoint in somebody else's."""
+    """What `Begin`, `Commit` and `Rollback` are in SQL: a transaction, or a savepoint in somebody else's."""
 
     def __init__(self, inside: bool) -> None:
         self.begin = f"SAVEPOINT {_SAVEPOINT}" if inside else "BEGIN"
@@ -81,9 +87,9 @@ class _Brackets:
         self.undo = f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}; {self.commit}" if inside else "ROLLBACK"
         self.open = False
 
-    def sql(self, step: Begin | Commit) -> str:
+    def sql(self, step: Begin | Commit | Rollback) -> str:
         self.open = isinstance(step, Begin)
-        return self.begin if self.open else self.commit
+        return self.begin if self.open else self.commit if isinstance(step, Commit) else self.undo
 
 
 def run(plan: Plan[T], connection: Connection[Any], inside: bool = False) -> tuple[T, Wakes]:

@@ -49,7 +49,8 @@ noted AS (
     FROM resolved, t),
 told AS (
     INSERT INTO outtray.event (at, app_id, mailbox_id, message_id, kind, data)
-    SELECT t.now, %(app)s, mailbox_id, id, %(state)s::text, jsonb_build_object('reason', %(reason)s::text) FROM resolved, t)
+    SELECT t.now, %(app)s, mailbox_id, id, %(state)s::text, jsonb_build_object('reason', %(reason)s::text)
+    FROM resolved, t)
 SELECT mailbox_id, due_at FROM resolved
 """
 

@@ -23,7 +23,9 @@ RETURNING address_index
 """
 
 # Takes an address off an app's list.
-UNSUPPRESS = "DELETE FROM outtray.suppression s WHERE s.app_id = %(app)s AND s.address_index = %(index)s RETURNING s.reason"
+UNSUPPRESS = (
+    "DELETE FROM outtray.suppression s WHERE s.app_id = %(app)s AND s.address_index = %(index)s RETURNING s.reason"
+)
 
 # Reads a page of an app's list, in the order of the blind indexes; locks nothing.
 LIST = """

@@ -67,7 +67,7 @@ def pause(door: Door, kind: Kind, target: str = "", why: str = "") -> Plan[Switc
 
 
 def resume(door: Door, kind: Kind, target: str = "") -> Plan[bool]:
-    """Let it leave again: its mailboxes with mail waiting are armed in the same transaction. False: it was not paused."""
+    """Let it leave again: its mailboxes are armed in the same transaction. False: it was not paused."""
     app_id = yield from door.app()
     stored = yield from _target(app_id, kind, target, door.app_name)
     yield Begin()
@@ -95,7 +95,11 @@ def _target(app_id: UUID, kind: str, target: str, own_app: str) -> Plan[str]:
     if kind == "app":
         return str((yield from _app_id(app_id, target, own_app)))
     if kind not in ("provider", "tag"):
-        raise Refused(Problem("kind", f"{kind!r} is none; it is all, app, provider, tag or mailbox"))
+        raise Refused(
+            Problem(
+                "kind", f"{kind!r} is none; it is all, app, provider or tag; a mailbox is paused by mailboxes.pause"
+            )
+        )
     if not target:
         raise Refused(Problem("target", f"name the {kind}"))
     return target if kind == "provider" else f"{app_id}:{target}"

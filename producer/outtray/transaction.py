@@ -1,32 +1,36 @@
 """Enqueue in the caller's own transaction: on their connection, committed by nobody but them, the wake after that.
 
-    SQLAlchemy   Session, Connection and their async twins, on the psycopg driver: the wake follows the commit by itself
-    psycopg      Connection, AsyncConnection: inside `with client.transaction(connection):`, or `client.wake(ids)` by hand
+    SQLAlchemy   Session, Connection and their async twins, on the psycopg driver: the wake follows the commit itself
+    psycopg      Connection, AsyncConnection: in `with client.transaction(connection):`, or `client.wake(ids)` by hand
 
-SQLAlchemy tells of a Connection's commit only *before* it happens (`ConnectionEvents.commit`, read in 2.1, 2026-11), and
-a wake that comes before the commit finds nothing and is spent. So the hook sits on the driver's connection: its next
-`commit` publishes once it has returned, its next `rollback` forgets, and then both are what they were.
+SQLAlchemy tells of a Connection's commit only *before* it happens (`ConnectionEvents.commit`, read in 2.1, 2026-11),
+and a wake that comes before the commit finds nothing and is spent. So the hook sits on the driver's connection: its
+next `commit` publishes once it has returned, its next `rollback` forgets, and then both are what they were.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 import sqlalchemy as sa
 from psycopg.pq import TransactionStatus
 from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from outtray.plan import Wakes, add_wakes
 from outtray_schema.errors import Problem, Refused
 
-Caller = sa.Connection | Session | scoped_session[Any] | psycopg.Connection[Any]
+if TYPE_CHECKING:
+    # SQLAlchemy's asyncio part needs greenlet, which only those who use it have installed (2.1, 2026-11).
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+Caller: TypeAlias = "sa.Connection | Session | scoped_session[Any] | psycopg.Connection[Any]"
 """What the sync client enqueues through."""
-AsyncCaller = AsyncConnection | AsyncSession | async_scoped_session[Any] | psycopg.AsyncConnection[Any]
+AsyncCaller: TypeAlias = "AsyncConnection | AsyncSession | async_scoped_session[Any] | psycopg.AsyncConnection[Any]"
 """What the async client enqueues through."""
 
 _HOOK = "_outtray_after_commit"
@@ -58,17 +62,25 @@ async def open_async_caller(caller: AsyncCaller) -> Opened:
     """The transaction that a caller of the async client is in, begun if need be. Raises `Refused` with the cure."""
     if isinstance(caller, psycopg.AsyncConnection):
         return _checked(Opened(caller))
-    if isinstance(caller, async_scoped_session):
-        caller = caller()
-    connection = await caller.connection() if isinstance(caller, AsyncSession) else caller
-    if not isinstance(connection, AsyncConnection):
-        raise _no_caller(caller)
+    connection = await _async_connection(caller)
     if not connection.in_transaction():
         await connection.begin()
     sync = connection.sync_connection
     if sync is None:
         raise Refused(Problem("connection", "is not open; await it first, or use `async with engine.begin()`"))
     return _checked(Opened(_driver(sync, psycopg.AsyncConnection), sync))
+
+
+async def _async_connection(caller: Any) -> AsyncConnection:
+    asyncio_part = sys.modules.get("sqlalchemy.ext.asyncio")
+    if asyncio_part is None:
+        raise _no_caller(caller)
+    if isinstance(caller, asyncio_part.async_scoped_session):
+        caller = caller()
+    connection = await caller.connection() if isinstance(caller, asyncio_part.AsyncSession) else caller
+    if not isinstance(connection, asyncio_part.AsyncConnection):
+        raise _no_caller(caller)
+    return connection
 
 
 def _driver(connection: sa.Connection, kind: type[Any]) -> Any:
@@ -173,28 +185,26 @@ def merged(waiting: list[tuple[Callable[[Wakes], Any], Wakes]]) -> list[tuple[An
 
 def _sync_hooks(hook: AfterCommit, driver: psycopg.Connection[Any]) -> dict[str, Callable[[], None]]:
     def commit() -> None:
-        psycopg.Connection.commit(driver)
+        type(driver).commit(driver)
         for publish, wakes in hook.take(driver):
             publish(wakes)
 
     def rollback() -> None:
         hook.take(driver)
-        psycopg.Connection.rollback(driver)
+        type(driver).rollback(driver)
 
     return {"commit": commit, "rollback": rollback}
 
 
-def _async_hooks(
-    hook: AfterCommit, driver: psycopg.AsyncConnection[Any]
-) -> dict[str, Callable[[], Awaitable[None]]]:
+def _async_hooks(hook: AfterCommit, driver: psycopg.AsyncConnection[Any]) -> dict[str, Callable[[], Awaitable[None]]]:
     async def commit() -> None:
-        await psycopg.AsyncConnection.commit(driver)
+        await type(driver).commit(driver)
         for publish, wakes in hook.take(driver):
             await publish(wakes)
 
     async def rollback() -> None:
         hook.take(driver)
-        await psycopg.AsyncConnection.rollback(driver)
+        await type(driver).rollback(driver)
 
     return {"commit": commit, "rollback": rollback}
 

@@ -34,7 +34,9 @@ CHUNK = 1000
 def redis_url(settings: Settings) -> str:
     """The URL as redis-py reads it: kombu's `redis+socket://` form of a Unix socket is accepted too."""
     if settings.redis_url is None:
-        raise SettingsError("OUTTRAY_REDIS_URL is not set. Example: OUTTRAY_REDIS_URL=redis://cache:6379/0 (docs/settings.md)")
+        raise SettingsError(
+            "OUTTRAY_REDIS_URL is not set. Example: OUTTRAY_REDIS_URL=redis://cache:6379/0 (docs/settings.md)"
+        )
     if not settings.redis_url.startswith("redis+socket://"):
         return settings.redis_url
     return "unix://" + settings.redis_url.removeprefix("redis+socket://").replace("virtual_host=", "db=")
@@ -55,7 +57,7 @@ class Circuit:
         self._closed_until = self._clock() + QUIET
         # The error's class only: its text may quote the server's address with credentials in it.
         log.warning(
-            "Redis did not take the wakes of %d mailbox(es) (%s); the sweep will find their mail. Not asking again for %d s",
+            "Redis did not take the wakes of %d mailboxes (%s); the sweep finds their mail. Not asked again for %d s",
             mailboxes,
             type(error).__name__,
             QUIET,

@@ -33,11 +33,11 @@ class Attachment:
     `<img src="cid:logo">`.
     """
 
-    filename: str
+    filename: str = field(repr=False)
     content: bytes | None = field(default=None, repr=False)
-    path: Path | None = field(default=None, repr=False)
-    content_type: str | None = None
-    inline_id: str | None = None
+    path: Path | None = field(default=None, repr=False, kw_only=True)
+    content_type: str | None = field(default=None, kw_only=True)
+    inline_id: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []
@@ -113,6 +113,8 @@ def _checked_filename(attachment: Attachment) -> str:
     refuse_control_characters(name)
     if "/" in name or "\\" in name or name.strip() in (".", ".."):
         raise ValueError("must be a file's name without folders")
+    if "=?" in name:
+        raise ValueError("must not contain =?, which mail programs would take for an encoded word (RFC 2047)")
     if len(name.encode()) > 255:
         raise ValueError("has at most 255 bytes")
     return name.strip()

@@ -46,7 +46,7 @@ def new_key_file(path: Path) -> None:
 
 def without_credentials(source: Path, target: Path) -> None:
     """Derive a producer's key file, which can neither store nor read a mailbox's password. `target` must be new."""
-    keys = json.loads(read_key_file(source))
+    keys = parse_keys(read_key_file(source), str(source))
     keys.pop("credentials", None)
     try:
         create_key_file(target, keys)
@@ -78,7 +78,7 @@ def drop_key(path: Path, ring: str, key_id: str) -> None:
     """Remove a key. What it sealed and rotation has not reached is lost: look at `rotation.keys_in_use` first."""
     with _changing(path) as keys:
         members = _ring_of(keys, ring, path)["keys"]
-        if keys[ring]["primary"] == key_id:
+        if keys[ring].get("primary") == key_id:
             raise SettingsError(f"{path}: {key_id!r} is the primary key of {ring!r}; add another first")
         if members.pop(key_id, None) is None:
             raise SettingsError(f"{path}: the ring {ring!r} has no key {key_id!r}")
@@ -102,6 +102,17 @@ def read_key_file(path: Path) -> str:
             f"OUTTRAY_KEY_FILE: {path} cannot be read ({why}). It must belong to this process's user, mode 600; "
             f"a new one is made with `outtray keys new FILE`"
         ) from None
+
+
+def parse_keys(text: str, source: str) -> dict[str, Any]:
+    """The JSON of a key file. Raises `SettingsError`, which never quotes the text: it holds keys."""
+    try:
+        keys = json.loads(text)
+    except ValueError:
+        keys = None
+    if not isinstance(keys, dict):
+        raise SettingsError(f"{source} is not the JSON object that `outtray keys new FILE` writes")
+    return keys
 
 
 def create_key_file(path: Path, keys: dict[str, Any]) -> None:
@@ -132,7 +143,7 @@ def _changing(path: Path) -> Iterator[dict[str, Any]]:
     with _folder(path) as folder:
         fcntl.flock(folder, fcntl.LOCK_EX)
         owner = path.stat() if path.exists() else None
-        keys: dict[str, Any] = json.loads(read_key_file(path))
+        keys = parse_keys(read_key_file(path), str(path))
         yield keys
         draft = _write_draft(path, keys)
         if owner is not None and os.geteuid() == 0:
@@ -159,7 +170,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _ring_of(keys: dict[str, Any], ring: str, path: Path) -> dict[str, Any]:
-    if ring not in RINGS or not isinstance(keys.get(ring), dict):
+    if ring not in RINGS or not isinstance(keys.get(ring), dict) or not isinstance(keys[ring].get("keys"), dict):
         raise SettingsError(f"{path} has no key ring {ring!r}; the rings are {', '.join(RINGS)}")
     found: dict[str, Any] = keys[ring]
     return found

@@ -14,7 +14,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +32,7 @@ from outtray_schema.keyfile import (
     make_primary,
     new_key_file,
     new_keys,
+    parse_keys,
     read_key_file,
     without_credentials,
 )
@@ -164,7 +164,7 @@ def load_vault(settings: Settings) -> Vault:
     Raises `SettingsError` when there are none, when they cannot be read, or when others can read them.
     """
     if settings.keys is not None:
-        return vault_of(_parse(settings.keys.get_secret_value(), "OUTTRAY_KEYS"), "OUTTRAY_KEYS")
+        return vault_of(parse_keys(settings.keys.get_secret_value(), "OUTTRAY_KEYS"), "OUTTRAY_KEYS")
     path = settings.key_file or (settings.data_folder / "keys.json" if settings.embedded else None)
     if path is None:
         raise SettingsError(
@@ -173,7 +173,7 @@ def load_vault(settings: Settings) -> Vault:
         )
     if settings.embedded and settings.key_file is None:
         _make_embedded_keys(path)
-    return vault_of(_parse(read_key_file(path), str(path)), str(path))
+    return vault_of(parse_keys(read_key_file(path), str(path)), str(path))
 
 
 def vault_of(keys: Mapping[str, Any], source: str) -> Vault:
@@ -194,17 +194,6 @@ def _make_embedded_keys(path: Path) -> None:
             create_key_file(path, new_keys())
         except FileExistsError:
             return
-
-
-def _parse(text: str, source: str) -> dict[str, Any]:
-    try:
-        keys = json.loads(text)
-    except ValueError:
-        keys = None
-    if not isinstance(keys, dict):
-        # The text itself is never quoted: it holds keys.
-        raise SettingsError(f"{source} is not the JSON object that `outtray keys new FILE` writes")
-    return keys
 
 
 def _ring(keys: Mapping[str, Any], name: str, source: str) -> Ring:

@@ -27,15 +27,15 @@ class Setting:
         return f"{several}{self.pool} {self.concurrency}, prefetch ×{self.prefetch}"
 
 
-def load(stand: Stand, mailboxes: list[UUID], number: int, body: bytes) -> None:
-    """Rows and tasks for `number` messages over the mailboxes in turn, workers still away."""
+def load(stand: Stand, mailboxes: list[UUID], number: int, letter: bytes, mark: bytes) -> None:
+    """Rows and tasks for `number` messages over the mailboxes in turn, workers still away. `mark` becomes the id."""
     from tests.bench import baseline
 
     stand.database.execute(baseline.SCHEMA)
     ids = [new_id() for _ in range(number)]
     with stand.database.cursor() as cursor, cursor.copy("COPY baseline.message (id, mailbox_id, body) FROM STDIN") as copy:
         for n, message_id in enumerate(ids):
-            copy.write_row((message_id, mailboxes[n % len(mailboxes)], body))
+            copy.write_row((message_id, mailboxes[n % len(mailboxes)], letter.replace(mark, str(message_id).encode())))
     app = Celery("baseline", broker=stand.settings.redis_url, set_as_current=False)
     with app.connection_for_write() as connection:
         producer = app.amqp.Producer(connection)
@@ -68,5 +68,6 @@ def wait_sent(stand: Stand, number: int, within: float) -> None:
     wait_for(f"{number} messages sent by the baseline", done, within, every=0.1)
 
 
-def sent(stand: Stand) -> set[str]:
-    return {str(row[0]) for row in stand.database.execute("SELECT id FROM baseline.message WHERE state = 'sent'")}
+def sent(stand: Stand, key: str) -> set[str]:
+    """The keys of what is recorded as sent."""
+    return {row[0] for row in stand.database.execute(f"SELECT {key} FROM baseline.message WHERE state = 'sent'")}

@@ -1,14 +1,9 @@
-"""Our arm: the product's own worker and dispatcher, with the bench's provider beside SMTP.
-
-`python -m tests.bench.ours worker` runs one worker process, `... dispatcher` one dispatcher; settings come from the
-environment, as always.
-"""
+"""Our arm: mailboxes, letters, and the product's own processes (`our_process.py` is what they run)."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -18,10 +13,6 @@ from psycopg.types.json import Jsonb
 from outtray import Message, Outtray
 from outtray_schema import bindings
 from outtray_schema.ids import new_id
-from outtray_schema.settings import load_settings
-from outtray_worker.providers.smtp import SmtpProvider
-from outtray_worker.serve import run_dispatcher, run_worker
-from tests.bench.provider import HttpProvider
 from tests.bench.stand import Stand, wait_for
 
 LIMITS = {"messages": 1_000_000, "per_minute": 60_000, "burst": 60_000}
@@ -96,9 +87,9 @@ def enqueue(stand: Stand, app: str, messages: Iterator[Message]) -> int:
 def start(stand: Stand, workers: int = WORKERS, **environment: str) -> None:
     """Start workers and one dispatcher; return once each has said in the database that it is alive."""
     for _ in range(workers):
-        stand.start("worker", ["tests.bench.ours", "worker"], **environment)
+        stand.start("worker", ["tests.bench.our_process", "worker"], **environment)
     _wait_alive(stand, "worker", workers)
-    stand.start("dispatcher", ["tests.bench.ours", "dispatcher"], **environment)
+    stand.start("dispatcher", ["tests.bench.our_process", "dispatcher"], **environment)
     _wait_alive(stand, "dispatcher", 1)
 
 
@@ -110,14 +101,6 @@ def _wait_alive(stand: Stand, role: str, number: int) -> None:
     wait_for(f"{number} {role}(s) alive", there, within=30)
 
 
-def main() -> None:
-    settings = load_settings()
-    runs: dict[str, Callable[[], None]] = {
-        "worker": lambda: run_worker(settings, {"bench": HttpProvider(), "smtp": SmtpProvider(settings)}),
-        "dispatcher": lambda: run_dispatcher(settings),
-    }
-    runs[sys.argv[1]]()
-
-
-if __name__ == "__main__":
-    main()
+def sent(stand: Stand, key: str) -> set[str]:
+    """The keys of what is recorded as sent."""
+    return {row[0] for row in stand.database.execute(f"SELECT {key} FROM outtray.message WHERE state = 'sent'")}

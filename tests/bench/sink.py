@@ -16,6 +16,7 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from itertools import count
+from typing import cast
 
 import uvloop
 
@@ -32,8 +33,7 @@ class Exchange(asyncio.Protocol):
         self._end = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

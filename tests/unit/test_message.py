@@ -115,8 +115,9 @@ def test_no_control_character_passes_into_any_header(before: str, evil: str, aft
     text = f"a{before}{evil}{after}z"
     fields: list[tuple[str, Any]] = [
         ("subject", text), ("headers", {"X-A": text}), ("to", f"{text} <ann@example.com>"),
-        ("to", {"email": "ann@example.com", "name": text}), ("from_", f"{text}@example.com"), ("in_reply_to", f"<{text}>"),
-        ("references", [f"<{text}>"]), ("attachments", [{"filename": text, "content": b""}]), ("tags", [text]),
+        ("to", {"email": "ann@example.com", "name": text}), ("from_", f"{text}@example.com"),
+        ("in_reply_to", f"<{text}>"), ("references", [f"<{text}>"]), ("tags", [text]),
+        ("attachments", [{"filename": text, "content": b""}]),
         ("attachments", [{"filename": "a", "content": b"", "content_type": f"text/{text}"}]), ("mailbox", text),
         ("attachments", [{"filename": "a", "content": b"", "inline_id": text}]), ("idempotency_key", text),
     ]  # fmt: skip
@@ -179,11 +180,13 @@ def test_an_attachment_is_a_named_regular_file_or_bytes(tmp_path: Path) -> None:
     assert b"".join(Attachment("offer.pdf", path=file).read()) == b"%PDF"
     assert Attachment("mail.eml", b"x").content_type == "application/octet-stream"
     wrong: list[dict[str, Any]] = [
-        {"filename": "", "content": b""}, {"filename": "../x", "content": b""}, {"filename": "x" * 256, "content": b""},
+        {"filename": "", "content": b""}, {"filename": "=?utf-8?q?x?=", "content": b""},
+        {"filename": "../x", "content": b""}, {"filename": "x" * 256, "content": b""},
         {"filename": "x"}, {"filename": "x", "content": b"", "path": file}, {"filename": "x", "content": "text"},
         {"filename": "x", "path": tmp_path}, {"filename": "x", "path": fifo}, {"filename": "x", "path": "a\0b"},
-        {"filename": "x", "content": b"", "content_type": "pdf"}, {"filename": "x", "content": b"", "content_type": "message/rfc822"},
-        {"filename": "x", "content": b"", "content_type": "multipart/mixed"}, {"filename": "x", "content": b"", "inline_id": "a b"},
+        {"filename": "x", "content": b"", "content_type": "pdf"}, {"filename": "x", "content": b"", "inline_id": "a b"},
+        {"filename": "x", "content": b"", "content_type": "message/rfc822"},
+        {"filename": "x", "content": b"", "content_type": "multipart/mixed"},
     ]  # fmt: skip
     for fields in wrong:
         with pytest.raises(InvalidMessage):

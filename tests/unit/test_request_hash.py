@@ -69,7 +69,7 @@ def test_an_attachment_is_compared_by_its_content_not_by_where_it_lies(tmp_path:
     for other in (
         Attachment("a", b"2"),
         Attachment("b", b"1"),
-        Attachment("a", b"1", "text/csv"),
+        Attachment("a", b"1", content_type="text/csv"),
         Attachment("a", b"1", inline_id="a"),
     ):
         assert differing_fields(first, hashed(attachments=[other])) == ["attachments"]

@@ -236,3 +236,13 @@ def test_keys_added_at_once_are_all_kept(key_file: Path) -> None:
         added = list(threads.map(lambda _: add_key(key_file, "addresses"), range(12)))
     assert set(json.loads(key_file.read_text())["addresses"]["keys"]) == {"k1", *added}
     assert len(set(added)) == 12
+
+
+@pytest.mark.parametrize("text", ["{secret", '{"content": {"primary": "k1"}}', "[]"])
+def test_a_damaged_key_file_is_neither_changed_nor_quoted(key_file: Path, text: str) -> None:
+    key_file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        add_key(key_file, "content")
+    assert "secret" not in str(caught.value)
+    assert key_file.read_text() == text
+    assert os.listdir(key_file.parent) == ["keys.json"]

@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import typer
 
-from outtray.cli import apps, keys, migrate
+from outtray.cli import apps, cancel, events, keys, mailboxes, message, migrate, resolve, switches, usage
+
+_MAIL = "Mail"
+_CARE = "Care"
+_SETTING_UP = "Setting up"
 
 
 def register(app: typer.Typer) -> None:
     """Add what comes with the producer: everything but the processes, the embedded servers and the demo."""
-    setting_up = "Setting up"
-    app.add_typer(apps.group, name="app", rich_help_panel=setting_up)
-    app.add_typer(keys.group, name="keys", rich_help_panel=setting_up)
-    app.command("migrate", epilog=migrate.EXAMPLES, rich_help_panel=setting_up)(migrate.migrate)
+    _add_mail(app)
+    _add_care(app)
+    _add_setting_up(app)
+
+
+def _add_mail(app: typer.Typer) -> None:
+    app.add_typer(message.group, name="message", rich_help_panel=_MAIL)
+    app.command("cancel", epilog=cancel.CANCEL_EXAMPLES, rich_help_panel=_MAIL)(cancel.cancel)
+    app.command("reschedule", epilog=cancel.RESCHEDULE_EXAMPLES, rich_help_panel=_MAIL)(cancel.reschedule)
+    app.command("resolve", epilog=resolve.EXAMPLES, rich_help_panel=_MAIL)(resolve.resolve)
+
+
+def _add_care(app: typer.Typer) -> None:
+    app.command("pause", epilog=switches.PAUSE_EXAMPLES, rich_help_panel=_CARE)(switches.pause)
+    app.command("resume", epilog=switches.RESUME_EXAMPLES, rich_help_panel=_CARE)(switches.resume)
+    app.command("events", epilog=events.EXAMPLES, rich_help_panel=_CARE)(events.events)
+
+
+def _add_setting_up(app: typer.Typer) -> None:
+    app.add_typer(apps.group, name="app", rich_help_panel=_SETTING_UP)
+    app.add_typer(mailboxes.group, name="mailbox", rich_help_panel=_SETTING_UP)
+    mailboxes.group.command("import-usage", epilog=usage.EXAMPLES)(usage.import_usage)
+    app.add_typer(keys.group, name="keys", rich_help_panel=_SETTING_UP)
+    app.command("migrate", epilog=migrate.EXAMPLES, rich_help_panel=_SETTING_UP)(migrate.migrate)

@@ -1,14 +1,13 @@
 """What a command works with: settings, the services behind them, a migrated database, and the client.
 
-With no database configured the embedded servers are used; the sandbox offers them through `offer_embedded`, since the
-producer knows no other root. They are migrated and given their first app by themselves; a configured database is only
-ever migrated by `outtray migrate`.
+With no database configured the embedded servers are used. They are migrated and given their first app by themselves; a
+configured database is only ever migrated by `outtray migrate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -17,14 +16,11 @@ from psycopg.rows import DictRow, dict_row
 
 from outtray import Outtray
 from outtray.connections import translating
+from outtray.embedded import embedded_services
 from outtray_schema.database import MIGRATIONS, connect_options, conninfo, migrate
 from outtray_schema.errors import SettingsError
 from outtray_schema.ids import new_id
 from outtray_schema.settings import Settings, load_settings
-
-Embedded = Callable[[Settings], AbstractContextManager[Settings]]
-
-_embedded: list[Embedded] = []
 
 # Reads which migration the database is at; locks nothing.
 REVISION = "SELECT version_num FROM outtray.alembic_version"
@@ -36,11 +32,6 @@ ON CONFLICT (name) DO NOTHING
 """
 
 
-def offer_embedded(embedded: Embedded) -> None:
-    """Say how the embedded servers are used: a context manager from settings to settings with their URLs."""
-    _embedded.append(embedded)
-
-
 @contextmanager
 def services() -> Iterator[Settings]:
     """The process's settings, with the embedded servers running if none are configured. Says nothing of tables."""
@@ -48,12 +39,7 @@ def services() -> Iterator[Settings]:
     if not settings.embedded:
         yield settings
         return
-    if not _embedded:
-        raise SettingsError(
-            "OUTTRAY_DATABASE_URL and OUTTRAY_REDIS_URL are not set, and the embedded servers are not installed. "
-            "Set both, or run: pip install 'outtray[sandbox]'"
-        )
-    with _embedded[-1](settings) as ready:
+    with embedded_services(settings) as ready:
         prepare_embedded(ready)
         yield ready
 

@@ -141,7 +141,7 @@ class Dialogue(SMTP):
     def secure(self) -> bool:
         return self.house.tls != "starttls" or self._tls_protocol is not None
 
-    async def push(self, status: str | bytes) -> None:
+    async def push(self, status: Any) -> None:
         if self._muted:
             return
         if not self._greeted:

@@ -146,7 +146,8 @@ class Wire(SMTPProtocol):
         upgraded = await self._loop.start_tls(plain, self, context, server_hostname=server_name)
         if upgraded is None:
             raise SMTPServerDisconnected("the server closed the connection")
-        upgraded.set_write_buffer_limits(high=0)
+        # The TLS layer pauses at its limit, not above it as a socket does: 0 would never resume (CPython 3.11, uvloop).
+        upgraded.set_write_buffer_limits(high=1, low=0)
         self.transport = upgraded
         self._over_ssl = True
 

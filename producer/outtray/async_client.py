@@ -1,0 +1,264 @@
+"""`AsyncOuttray`: the client for asyncio. The same plans as `Outtray`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import ExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from outtray import apps, find, mailboxes, many, suppression
+from outtray import cancel as cancelling
+from outtray import events as outbox
+from outtray import resolve as resolving
+from outtray import switches as switching
+from outtray.connections import AsyncConnections
+from outtray.door import Door
+from outtray.embedded import embedded_services
+from outtray.enqueue import Accepted, enqueue, wakes_of
+from outtray.plan import Plan, Wakes, add_wakes, run_async
+from outtray.transaction import AfterCommit, AsyncCaller, Frames, Opened, open_async_caller
+from outtray.waiting import is_settled, pauses
+from outtray.wakes import AsyncWakePublisher, Circuit
+from outtray_schema.message import Message
+from outtray_schema.settings import Settings, load_settings
+from outtray_schema.vault import load_vault
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Runner:
+    """One client's way to PostgreSQL and Redis, on whichever event loop it is used."""
+
+    def __init__(self, settings: Settings, app: str | None, actor: str | None) -> None:
+        self.settings = settings
+        self.door = Door(settings, load_vault(settings), app, actor)
+        self.connections = AsyncConnections(settings)
+        self.frames: weakref.WeakKeyDictionary[psycopg.AsyncConnection[Any], Frames] = weakref.WeakKeyDictionary()
+        self._circuit = Circuit()
+        self._publishers: dict[asyncio.AbstractEventLoop, AsyncWakePublisher] = {}
+
+    async def publish(self, wakes: Wakes) -> None:
+        loop = asyncio.get_running_loop()
+        if loop not in self._publishers:
+            self._publishers = {other: each for other, each in self._publishers.items() if not other.is_closed()}
+            self._publishers[loop] = AsyncWakePublisher(self.settings, self._circuit)
+        await self._publishers[loop].publish(wakes)
+
+    async def run(self, plan: Plan[T]) -> T:
+        """Carry out a plan on a connection of our own, then publish its wakes."""
+        async with self.connections.take() as connection:
+            answer, wakes = await run_async(plan, connection)
+        await self.publish(wakes)
+        return answer
+
+    async def run_inside(self, plan: Plan[T], opened: Opened) -> T:
+        """Carry out a plan in the caller's transaction; its wakes follow their commit."""
+        driver = opened.driver
+        assert isinstance(driver, psycopg.AsyncConnection)  # noqa: S101 - open_async_caller gives no other
+        answer, wakes = await run_async(plan, driver, inside=True)
+        if opened.connection is not None:
+            AfterCommit.of(opened).add(self.publish, wakes)
+        elif driver in self.frames:
+            self.frames[driver].add(wakes)
+        return answer
+
+    async def close(self) -> None:
+        await self.connections.close()
+        publisher = self._publishers.pop(asyncio.get_running_loop(), None)
+        if publisher is not None:
+            await publisher.close()
+
+
+class _Part:
+    """Part of a client: methods that carry out plans."""
+
+    def __init__(self, runner: _Runner) -> None:
+        self._runner = runner
+
+
+S = TypeVar("S", bound=_Part)
+
+
+def _carried_out(
+    plan: Callable[Concatenate[Door, P], Plan[T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """A coroutine method that carries out this plan, with its signature and words."""
+
+    @functools.wraps(plan)
+    async def method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._runner.run(plan(self._runner.door, *args, **kwargs))
+
+    return method
+
+
+class AsyncMailboxes(_Part):
+    """`client.mailboxes`: the app's mailboxes."""
+
+    add_smtp = _carried_out(mailboxes.add_smtp)
+    list = _carried_out(mailboxes.list_all)
+    get = _carried_out(mailboxes.get)
+    set = _carried_out(mailboxes.change)
+    set_password = _carried_out(mailboxes.set_password)
+    reconnect = _carried_out(mailboxes.reconnect)
+    pause = _carried_out(mailboxes.pause)
+    resume = _carried_out(mailboxes.resume)
+    remove = _carried_out(mailboxes.remove)
+    set_default = _carried_out(mailboxes.set_default)
+    import_usage = _carried_out(mailboxes.import_usage)
+
+
+class AsyncApps(_Part):
+    """`client.apps`: every app of the installation."""
+
+    add = _carried_out(apps.add)
+    list = _carried_out(apps.list_all)
+
+
+class AsyncOuttray(_Part):
+    """The client of one app, for asyncio. Use it as an async context manager, or `close` it.
+
+        async with AsyncOuttray() as outtray:
+            await outtray.enqueue(Message(to="ann@example.com", subject="Hello", text="..."))
+
+    Its parameters and errors are those of `Outtray`.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, app: str | None = None, actor: str | None = None) -> None:
+        settings = settings or load_settings()
+        self._closing = ExitStack()
+        if settings.embedded:
+            settings = self._closing.enter_context(embedded_services(settings))
+        super().__init__(_Runner(settings, app, actor))
+        self.settings = settings
+        self.mailboxes = AsyncMailboxes(self._runner)
+        self.apps = AsyncApps(self._runner)
+
+    async def __aenter__(self) -> AsyncOuttray:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give back connections, and the embedded servers if this client used them."""
+        try:
+            await self._runner.close()
+        finally:
+            self._closing.close()
+
+    async def enqueue(
+        self, message: Message, *, connection: AsyncCaller | None = None, session: AsyncCaller | None = None
+    ) -> Accepted:
+        """`Outtray.enqueue`; `connection` and `session` are SQLAlchemy's or psycopg's async ones."""
+        caller = connection if connection is not None else session
+        if caller is None:
+            return await self._runner.run(enqueue(self._runner.door, message))
+        opened = await open_async_caller(caller)
+        return await self._runner.run_inside(enqueue(self._runner.door, message, remember=False), opened)
+
+    async def enqueue_many(
+        self,
+        messages: Iterable[many.MessageInput] | AsyncIterable[many.MessageInput],
+        *,
+        in_one_transaction: bool = False,
+        keep_going: bool = False,
+        on_progress: many.OnProgress | None = None,
+        connection: AsyncCaller | None = None,
+    ) -> many.ManyResult:
+        """`Outtray.enqueue_many`; takes an async iterable too."""
+        tally = many.Tally(keep_going, on_progress)
+        async with self._batches_run_by(in_one_transaction, connection, tally) as carry_out:
+            async for batch in many.async_batches(messages):
+                inside = in_one_transaction or connection is not None
+                tally.take(await carry_out(many.enqueue_one_batch(self._runner.door, batch, keep_going, not inside)))
+        return tally.result
+
+    @asynccontextmanager
+    async def _batches_run_by(
+        self, in_one_transaction: bool, caller: AsyncCaller | None, tally: many.Tally
+    ) -> AsyncIterator[Callable[[Plan[Any]], Awaitable[Any]]]:
+        if caller is not None:
+            opened = await open_async_caller(caller)
+            yield lambda plan: self._runner.run_inside(plan, opened)
+        elif in_one_transaction:
+            with tally.all_or_nothing():
+                wakes: Wakes = {}
+                async with self._runner.connections.take() as own, own.transaction():
+                    yield lambda plan: _collecting(run_async(plan, own, inside=True), wakes)
+                await self._runner.publish(wakes)
+        else:
+            yield self._runner.run
+
+    @asynccontextmanager
+    async def transaction(self, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+        """`Outtray.transaction`, for psycopg's `AsyncConnection`."""
+        frames = self._runner.frames.setdefault(connection, Frames())
+        frames.push()
+        committed = False
+        try:
+            async with connection.transaction():
+                yield
+            committed = True
+        finally:
+            wakes = frames.pop(committed)
+        if connection.info.transaction_status == TransactionStatus.IDLE:
+            await self._runner.publish(wakes)
+
+    wake = _carried_out(wakes_of)
+    get = _carried_out(find.get)
+    list = _carried_out(find.list_messages)
+    journal = _carried_out(find.journal)
+    cancel = _carried_out(cancelling.cancel)
+    cancel_where = _carried_out(cancelling.cancel_where)
+    reschedule = _carried_out(cancelling.reschedule)
+    resolve = _carried_out(resolving.resolve)
+    events = _carried_out(outbox.read_events)
+    pause = _carried_out(switching.pause)
+    resume = _carried_out(switching.resume)
+    switches = _carried_out(switching.list_switches)
+    suppress = _carried_out(suppression.suppress)
+    unsuppress = _carried_out(suppression.unsuppress)
+    suppressions = _carried_out(suppression.suppressions)
+
+    async def follow_events(self, after: str | None = None) -> AsyncIterator[outbox.EventPage]:
+        """Pages of events after a cursor, for ever, waiting for new ones."""
+        pause = pauses()
+        while True:
+            page = await self.events(after=after, limit=outbox.MOST)
+            after = page.cursor
+            if page.events:
+                yield page
+                pause = pauses()
+            else:
+                await asyncio.sleep(next(pause))
+
+    async def wait(self, message_id: UUID, timeout: float) -> find.MessageView:  # noqa: ASYNC109 - the sync client's name
+        """Wait until a message has ended or is unknown. Raises `TimeoutError` after `timeout` seconds, `NotFound`."""
+        until = time.monotonic() + timeout
+        for pause in pauses():
+            view = await self.get(message_id)
+            if is_settled(view.state):
+                return view
+            rest = until - time.monotonic()
+            if rest <= 0:
+                raise TimeoutError(f"message {message_id} is still {view.state} after {timeout:g} s")
+            await asyncio.sleep(min(pause, rest))
+        raise AssertionError("pauses never end")
+
+
+async def _collecting(answered: Awaitable[tuple[T, Wakes]], wakes: Wakes) -> T:
+    answer, more = await answered
+    add_wakes(wakes, more)
+    return answer

@@ -1,0 +1,161 @@
+"""`outtray message`: which messages there are, and all that is known of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.console import Group
+from rich.markup import escape
+
+from outtray.cli import options
+from outtray.cli.exits import UsageError
+from outtray.cli.mailboxes import MailboxOption, mailbox_name
+from outtray.cli.options import AppName, Json, examples
+from outtray.cli.screen import STATES, colored, facts, hint, moment, out, plain, print_json, relative, size, table
+from outtray.cli.session import client
+from outtray.find import JournalEntry, MessageView, Page
+
+group = options.group("Messages: list them, show one.")
+
+MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id.")]
+
+
+def message_id(text: str) -> UUID:
+    """A message's id. Raises `UsageError`."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no message id; `outtray message list` shows them") from None
+
+
+@group.command(
+    "list",
+    epilog=examples(
+        "outtray message list --state unknown",
+        "outtray message list --mailbox ann@example.com --limit 10",
+        "outtray message list --to bob@example.org --json",
+    ),
+)
+def list_messages(
+    mailbox: MailboxOption = None,
+    state: Annotated[str | None, typer.Option("--state", metavar="STATE", help=f"One of {', '.join(STATES)}.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", metavar="TAG", help="Only with this tag.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="ADDRESS", help="Only to this address.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="How many.")] = 20,
+    cursor: Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Go on after a page.")] = None,
+    app: AppName = None,
+    as_json: Json = False,
+) -> None:
+    """List messages, newest first."""
+    with client(app) as outtray:
+        page = outtray.list(
+            mailbox=mailbox_name(mailbox), state=state, tag=tag, recipient=to, limit=limit, cursor=cursor
+        )
+    if as_json:
+        print_json(page)
+        return
+    _show_page(page)
+
+
+def _show_page(page: Page[MessageView]) -> None:
+    now = datetime.now(UTC)
+    shown = table("id", "state", "when", "to", "subject")
+    shown.columns[0].no_wrap = shown.columns[1].no_wrap = shown.columns[2].no_wrap = True
+    shown.columns[3].overflow = shown.columns[4].overflow = "ellipsis"
+    shown.columns[3].no_wrap = shown.columns[4].no_wrap = True
+    for each in page.items:
+        when = each.ended_at or each.handed_at or each.due_at
+        shown.add_row(
+            str(each.id), colored(each.state, STATES), relative(when, now) if when else "", _first(each), escape(each.subject)
+        )
+    out.print(shown if page.items else "No messages.")
+    if page.next_cursor:
+        hint(f"more: --cursor {page.next_cursor}")
+
+
+def _first(message: MessageView) -> str:
+    addresses = [each.address.email for each in message.recipients]
+    more = f" +{len(addresses) - 1}" if len(addresses) > 1 else ""
+    return escape(addresses[0]) + more if addresses else ""
+
+
+@group.command("show", epilog=examples("outtray message show 0199b0c2-…", "outtray message show 0199b0c2-… --json"))
+def show(name: MessageId, app: AppName = None, as_json: Json = False) -> None:
+    """Show one message: every id, every time, and its journal."""
+    with client(app) as outtray:
+        found = outtray.get(message_id(name))
+        journal = outtray.journal(found.id)
+    if as_json:
+        print_json({**plain(found), "journal": plain(journal)})
+        return
+    out.print(message_page(found, journal))
+
+
+def message_page(message: MessageView, journal: Sequence[JournalEntry]) -> Group:
+    """All that is known of a message, for a terminal."""
+    return Group(facts(_facts(message)), "", _journal(journal))
+
+
+def _facts(message: MessageView) -> Iterator[tuple[str, str]]:
+    now = datetime.now(UTC)
+    yield "message", f"[bold]{message.id}[/]"
+    yield "state", _state(message)
+    yield "subject", escape(message.subject)
+    yield "from", escape(message.sender.email) if message.sender else ""
+    for role in ("to", "cc", "bcc"):
+        yield role, escape(", ".join(each.address.email for each in message.recipients if each.role == role))
+    yield "mailbox", str(message.mailbox_id)
+    yield "tags", escape(", ".join(message.tags))
+    yield "metadata", escape(" ".join(_pairs(message.metadata)))
+    yield "priority", message.priority if message.priority != "normal" else ""
+    yield "size", size(message.size)
+    yield from _times(message, now)
+    yield "handovers", f"{message.handover} ({message.attempt} counted as attempts)" if message.handover else ""
+    yield "Message-ID", escape(message.rfc_message_id or "")
+    yield "provider's id", escape(message.provider_id or "")
+    yield "conversation", escape(message.conversation_id or "")
+    yield "evidence", escape(" ".join(_pairs(message.evidence)))
+
+
+def _state(message: MessageView) -> str:
+    reason = f": {escape(message.reason)}" if message.reason else ""
+    notes = "\n[yellow]may have left already[/]: an earlier handover has no known outcome" if message.may_have_left else ""
+    return f"{colored(message.state, STATES)}{reason}{notes}"
+
+
+def _times(message: MessageView, now: datetime) -> Iterator[tuple[str, str]]:
+    ended = message.ended_at is not None
+    yield "enqueued", moment(message.created_at, now)
+    yield "due", "" if ended else moment(message.due_at, now)
+    yield "handed over", moment(message.handed_at, now)
+    yield "answer until", moment(message.handover_until, now) if message.state == "handing_over" else ""
+    yield message.state if ended else "ended", moment(message.ended_at, now)
+    yield "expires", "" if ended else moment(message.expires_at, now)
+    yield "cancel asked", moment(message.cancel_asked_at, now)
+
+
+def _journal(journal: Sequence[JournalEntry]) -> Any:
+    page = table("journal", "#handover", "what", "by", "detail")
+    page.columns[4].overflow = "fold"
+    page.columns[0].no_wrap = page.columns[2].no_wrap = True
+    for entry in journal:
+        at = entry.at.astimezone().strftime("%m-%d %H:%M:%S")
+        detail = " ".join(_pairs(entry.detail))
+        page.add_row(at, str(entry.handover or ""), escape(entry.kind), escape(entry.actor or ""), escape(detail))
+    return page
+
+
+def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
+    """A mapping on one line: `code=250 text="queued as 4f"`; what is empty is left out."""
+    for name, value in values.items():
+        if value is None or value == "" or value == {} or value == []:
+            continue
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{pair}" for pair in _pairs(value))
+        else:
+            text = str(plain(value))
+            yield f'{name}="{text}"' if " " in text else f"{name}={text}"

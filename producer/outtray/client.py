@@ -1,0 +1,285 @@
+"""`Outtray`: the client that an app imports. Blocking; share one between threads, keep it over a fork."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from outtray import apps, find, mailboxes, many, suppression
+from outtray import cancel as cancelling
+from outtray import events as outbox
+from outtray import resolve as resolving
+from outtray import switches as switching
+from outtray.connections import Connections
+from outtray.door import Door
+from outtray.embedded import embedded_services
+from outtray.enqueue import Accepted, enqueue, wakes_of
+from outtray.plan import Plan, Wakes, add_wakes, run
+from outtray.transaction import AfterCommit, Caller, Frames, Opened, open_caller
+from outtray.waiting import is_settled, pauses
+from outtray.wakes import WakePublisher
+from outtray_schema.message import Message
+from outtray_schema.settings import Settings, load_settings
+from outtray_schema.vault import load_vault
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Runner:
+    """One client's way to PostgreSQL and Redis."""
+
+    def __init__(self, settings: Settings, app: str | None, actor: str | None) -> None:
+        self.settings = settings
+        self.door = Door(settings, load_vault(settings), app, actor)
+        self.connections = Connections(settings)
+        self.publisher = WakePublisher(settings)
+        self.frames: weakref.WeakKeyDictionary[psycopg.Connection[Any], Frames] = weakref.WeakKeyDictionary()
+        _runners.add(self)
+
+    def run(self, plan: Plan[T]) -> T:
+        """Carry out a plan on a connection of our own, then publish its wakes."""
+        with self.connections.take() as connection:
+            answer, wakes = run(plan, connection)
+        self.publisher.publish(wakes)
+        return answer
+
+    def run_inside(self, plan: Plan[T], opened: Opened) -> T:
+        """Carry out a plan in the caller's transaction; its wakes follow their commit."""
+        driver = opened.driver
+        assert isinstance(driver, psycopg.Connection)  # noqa: S101 - open_caller gives no other
+        answer, wakes = run(plan, driver, inside=True)
+        if opened.connection is not None:
+            AfterCommit.of(opened).add(self.publisher.publish, wakes)
+        elif driver in self.frames:
+            self.frames[driver].add(wakes)
+        return answer
+
+    def renew(self) -> None:
+        self.connections.renew()
+        self.publisher = WakePublisher(self.settings)
+
+    def close(self) -> None:
+        _runners.discard(self)
+        self.connections.close()
+        self.publisher.close()
+
+
+_runners: weakref.WeakSet[_Runner] = weakref.WeakSet()
+
+
+def _renew_after_fork() -> None:
+    """A forked child must not speak on its parent's connections."""
+    for runner in list(_runners):
+        runner.renew()
+
+
+os.register_at_fork(after_in_child=_renew_after_fork)
+
+
+class _Part:
+    """Part of a client: methods that carry out plans."""
+
+    def __init__(self, runner: _Runner) -> None:
+        self._runner = runner
+
+
+S = TypeVar("S", bound=_Part)
+
+
+def _carried_out(plan: Callable[Concatenate[Door, P], Plan[T]]) -> Callable[Concatenate[S, P], T]:
+    """A method that carries out this plan, with its signature and words."""
+
+    @functools.wraps(plan)
+    def method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._runner.run(plan(self._runner.door, *args, **kwargs))
+
+    return method
+
+
+class Mailboxes(_Part):
+    """`client.mailboxes`: the app's mailboxes."""
+
+    add_smtp = _carried_out(mailboxes.add_smtp)
+    list = _carried_out(mailboxes.list_all)
+    get = _carried_out(mailboxes.get)
+    set = _carried_out(mailboxes.change)
+    set_password = _carried_out(mailboxes.set_password)
+    reconnect = _carried_out(mailboxes.reconnect)
+    pause = _carried_out(mailboxes.pause)
+    resume = _carried_out(mailboxes.resume)
+    remove = _carried_out(mailboxes.remove)
+    set_default = _carried_out(mailboxes.set_default)
+    import_usage = _carried_out(mailboxes.import_usage)
+
+
+class Apps(_Part):
+    """`client.apps`: every app of the installation."""
+
+    add = _carried_out(apps.add)
+    list = _carried_out(apps.list_all)
+
+
+class Outtray(_Part):
+    """The client of one app. Use it as a context manager, or `close` it.
+
+        with Outtray() as outtray:
+            outtray.enqueue(Message(to="ann@example.com", subject="Hello", text="..."))
+
+    `settings`: default the environment's (docs/settings.md). `app`: the app it speaks for, default `OUTTRAY_APP`.
+    `actor`: who is said in journals to have done it, default the system's user. Makes no connection before its first
+    use. Every method raises `Unavailable` when PostgreSQL does not answer, at once or within `database_timeout`.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, app: str | None = None, actor: str | None = None) -> None:
+        settings = settings or load_settings()
+        self._closing = ExitStack()
+        if settings.embedded:
+            settings = self._closing.enter_context(embedded_services(settings))
+        super().__init__(_Runner(settings, app, actor))
+        self._closing.callback(self._runner.close)
+        self.settings = settings
+        self.mailboxes = Mailboxes(self._runner)
+        self.apps = Apps(self._runner)
+
+    def __enter__(self) -> Outtray:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back connections, and the embedded servers if this client used them."""
+        self._closing.close()
+
+    def enqueue(self, message: Message, *, connection: Caller | None = None, session: Caller | None = None) -> Accepted:
+        """Accept a message; from then on it is ours.
+
+        With `connection` or `session` it is written in the caller's transaction (see `transaction.py` for which), and
+        committed by nobody but them; the wake follows their commit. Their driver's errors are raised as they are.
+        Raises `InvalidMessage`, `IdempotencyConflict`, `NotFound`, `Unavailable`.
+        """
+        caller = connection if connection is not None else session
+        if caller is None:
+            return self._runner.run(enqueue(self._runner.door, message))
+        return self._runner.run_inside(enqueue(self._runner.door, message, remember=False), open_caller(caller))
+
+    def enqueue_many(
+        self,
+        messages: Iterable[many.MessageInput],
+        *,
+        in_one_transaction: bool = False,
+        keep_going: bool = False,
+        on_progress: many.OnProgress | None = None,
+        connection: Caller | None = None,
+    ) -> many.ManyResult:
+        """Accept any number of messages (or mappings of their fields) in bounded memory.
+
+        By default in batches, each a transaction of its own: the first refused message ends it (`ManyRefused`), with
+        nothing of its batch stored. `keep_going` stores the good ones and answers with the refused.
+        `in_one_transaction`: all or nothing of it; the iterable must then never pause for a minute, since PostgreSQL
+        ends a transaction that idles longer. `connection`: in the caller's transaction, as with `enqueue`.
+        """
+        tally = many.Tally(keep_going, on_progress)
+        with self._batches_run_by(in_one_transaction, connection, tally) as carry_out:
+            for batch in many.batches(messages):
+                inside = in_one_transaction or connection is not None
+                tally.take(carry_out(many.enqueue_one_batch(self._runner.door, batch, keep_going, not inside)))
+        return tally.result
+
+    @contextmanager
+    def _batches_run_by(
+        self, in_one_transaction: bool, caller: Caller | None, tally: many.Tally
+    ) -> Iterator[Callable[[Plan[Any]], Any]]:
+        if caller is not None:
+            opened = open_caller(caller)
+            yield lambda plan: self._runner.run_inside(plan, opened)
+        elif in_one_transaction:
+            with tally.all_or_nothing():
+                wakes: Wakes = {}
+                with self._runner.connections.take() as own, own.transaction():
+                    yield lambda plan: _collecting(run(plan, own, inside=True), wakes)
+                self._runner.publisher.publish(wakes)
+        else:
+            yield self._runner.run
+
+    @contextmanager
+    def transaction(self, connection: psycopg.Connection[Any]) -> Iterator[None]:
+        """`with connection.transaction():`, with the wakes of what is enqueued in it published after its commit.
+
+        Inside a transaction that was open before, it is a savepoint as psycopg's is, and the caller calls `wake`.
+        """
+        frames = self._runner.frames.setdefault(connection, Frames())
+        frames.push()
+        committed = False
+        try:
+            with connection.transaction():
+                yield
+            committed = True
+        finally:
+            wakes = frames.pop(committed)
+        if connection.info.transaction_status == TransactionStatus.IDLE:
+            self._runner.publisher.publish(wakes)
+
+    wake = _carried_out(wakes_of)
+    get = _carried_out(find.get)
+    list = _carried_out(find.list_messages)
+    journal = _carried_out(find.journal)
+    cancel = _carried_out(cancelling.cancel)
+    cancel_where = _carried_out(cancelling.cancel_where)
+    reschedule = _carried_out(cancelling.reschedule)
+    resolve = _carried_out(resolving.resolve)
+    events = _carried_out(outbox.read_events)
+    pause = _carried_out(switching.pause)
+    resume = _carried_out(switching.resume)
+    switches = _carried_out(switching.list_switches)
+    suppress = _carried_out(suppression.suppress)
+    unsuppress = _carried_out(suppression.unsuppress)
+    suppressions = _carried_out(suppression.suppressions)
+
+    def follow_events(
+        self, after: str | None = None, *, stop: threading.Event | None = None
+    ) -> Iterator[outbox.EventPage]:
+        """Pages of events after a cursor, for ever, waiting for new ones; ends once `stop` is set."""
+        stop, pause = stop or threading.Event(), pauses()
+        while not stop.is_set():
+            page = self.events(after=after, limit=outbox.MOST)
+            if page.events:
+                yield page
+                pause = pauses()
+            else:
+                stop.wait(next(pause))
+            after = page.cursor
+
+    def wait(
+        self, message_id: UUID, timeout: float, *, sleep: Callable[[float], object] = time.sleep
+    ) -> find.MessageView:
+        """Wait until a message has ended or is unknown. Raises `TimeoutError` after `timeout` seconds, `NotFound`."""
+        until = time.monotonic() + timeout
+        for pause in pauses():
+            view = self.get(message_id)
+            if is_settled(view.state):
+                return view
+            rest = until - time.monotonic()
+            if rest <= 0:
+                raise TimeoutError(f"message {message_id} is still {view.state} after {timeout:g} s")
+            sleep(min(pause, rest))
+        raise AssertionError("pauses never end")
+
+
+def _collecting(answered: tuple[T, Wakes], wakes: Wakes) -> T:
+    add_wakes(wakes, answered[1])
+    return answered[0]

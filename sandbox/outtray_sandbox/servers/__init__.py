@@ -1,0 +1,1 @@
+"""The embedded servers one by one: where they live and as whom they run, PostgreSQL, Valkey."""

@@ -1,0 +1,138 @@
+"""A provider inside the process, for tests: no network, every answer scriptable, and a ledger of what it took.
+
+It passes the same contract as the real ones and is no kinder: it reads the whole body in `prepare`, takes a mail only
+in `hand_over`, and can lose its answer, never answer, or refuse at either step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter, deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+from outtray_schema.outcome import NotBegun, Outcome, Sent, Unknown
+from outtray_worker.deadline import Deadline
+from outtray_worker.providers import Account, Mail
+
+Step = Literal["prepare", "hand_over"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """One mail that the provider took."""
+
+    message_id: UUID
+    mailbox_id: UUID
+    rfc_message_id: str
+    sender: str
+    recipients: tuple[str, ...]
+    sha256: str
+    size: int
+    monotonic: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the provider does at `step` instead of agreeing.
+
+    `outcome` is returned as it stands; without one, `hand_over` loses its answer (`hang` waits for it until
+    `answer_by`, else the connection breaks at once). `take`: whether the mail is taken nevertheless.
+    """
+
+    step: Step
+    outcome: Outcome | None = None
+    take: bool = False
+    hang: bool = False
+
+
+class MemoryProvider:
+    """Everything is taken, save what `answers` says; each answer is used once, the first that fits the step."""
+
+    name = "memory"
+
+    def __init__(self) -> None:
+        self.accepted: list[Accepted] = []
+        self.seen: Counter[str] = Counter()
+        """How often `prepare`, `hand_over` (begun, not merely called) and `abandon` happened."""
+        self.during_handover: asyncio.Event | None = None
+        """Where set, a handover waits for it before it answers: a test stands in the middle of one."""
+        self._answers: deque[Answer] = deque()
+
+    def answer(self, answer: Answer, times: int = 1) -> None:
+        self._answers.extend([answer] * times)
+
+    def open(self, account: Account) -> MemorySession:
+        return MemorySession(self, account)
+
+    def next_answer(self, step: Step) -> Answer | None:
+        """The earliest answer for `step`, which is then used up."""
+        found = next((answer for answer in self._answers if answer.step == step), None)
+        if found:
+            self._answers.remove(found)
+        return found
+
+
+class MemorySession:
+    def __init__(self, provider: MemoryProvider, account: Account) -> None:
+        self._provider = provider
+        self._account = account
+
+    async def prepare(self, mail: Mail) -> MemoryPrepared | Outcome:
+        """Read the body whole, as any provider must. Raises what reading it raises."""
+        self._provider.seen["prepare"] += 1
+        digest, size = hashlib.sha256(), 0
+        async for piece in mail.body():
+            digest.update(piece)
+            size += len(piece)
+        answer = self._provider.next_answer("prepare")
+        if answer and answer.outcome:
+            return answer.outcome
+        accepted = Accepted(
+            mail.message_id,
+            self._account.mailbox_id,
+            mail.rfc_message_id,
+            mail.sender,
+            mail.recipients,
+            digest.hexdigest(),
+            size,
+            time.monotonic(),
+        )
+        return MemoryPrepared(self._provider, accepted)
+
+    async def close(self) -> None:
+        self._provider.seen["close"] += 1
+
+
+class MemoryPrepared:
+    def __init__(self, provider: MemoryProvider, accepted: Accepted) -> None:
+        self._provider = provider
+        self._accepted = accepted
+
+    async def hand_over(self, begin_by: Deadline, answer_by: Deadline) -> Outcome:
+        if begin_by.passed:
+            return NotBegun("the time to begin the handover had passed", evidence={"rule": "too-late"})
+        self._provider.seen["hand_over"] += 1
+        answer = self._provider.next_answer("hand_over")
+        if answer is None or answer.take:
+            self._provider.accepted.append(self._accepted)
+        if self._provider.during_handover:
+            await self._provider.during_handover.wait()
+        if answer is None:
+            return Sent(f"memory-{self._accepted.message_id}", self._accepted.rfc_message_id)
+        return answer.outcome or await self._silence(answer, answer_by)
+
+    async def _silence(self, answer: Answer, answer_by: Deadline) -> Unknown:
+        if not answer.hang:
+            return Unknown("the connection was closed", evidence={"rule": "closed"})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(answer_by.left(), 0.0)):
+                await asyncio.get_running_loop().create_future()
+        return Unknown("no answer in time", evidence={"rule": "timeout"})
+
+    async def abandon(self) -> None:
+        self._provider.seen["abandon"] += 1
