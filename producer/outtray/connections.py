@@ -61,16 +61,21 @@ def _is_silent(connection: Connection[Any] | AsyncConnection[Any]) -> bool:
 
 def _check(connection: Connection[Any]) -> None:
     if not _is_silent(connection):
+        # Closed here, or the pool would take it back as good and offer it again.
+        connection.close()
         raise psycopg.OperationalError("the server closed this connection while it was idle")
 
 
 async def _check_async(connection: AsyncConnection[Any]) -> None:
     if not _is_silent(connection):
+        await connection.close()
         raise psycopg.OperationalError("the server closed this connection while it was idle")
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    return connect_options(settings, "producer") | {"autocommit": True}
+    """Autocommit, since most plans are one statement; UTC, so that times come back in it."""
+    options = connect_options(settings, "producer")
+    return options | {"autocommit": True, "options": f"{options['options']} -c timezone=UTC"}
 
 
 class Connections:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -77,10 +77,12 @@ async def _async_connection(caller: Any) -> AsyncConnection:
         raise _no_caller(caller)
     if isinstance(caller, asyncio_part.async_scoped_session):
         caller = caller()
-    connection = await caller.connection() if isinstance(caller, asyncio_part.AsyncSession) else caller
+    connection = caller
+    if isinstance(caller, asyncio_part.AsyncSession):
+        connection = await caller.connection()
     if not isinstance(connection, asyncio_part.AsyncConnection):
         raise _no_caller(caller)
-    return connection
+    return cast("AsyncConnection", connection)
 
 
 def _driver(connection: sa.Connection, kind: type[Any]) -> Any:

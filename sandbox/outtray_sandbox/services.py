@@ -47,11 +47,16 @@ class Services:
 
         `durable=False` leaves out fsync, for tests. Raises `SettingsError` that says what stands in the way.
         """
-        place = find_place(folder)
-        services = cls(folder.resolve(), place, durable=durable, keep=keep)
+        services = cls.of(folder, durable=durable, keep=keep)
         with _alone(services.folder):
             services._start()
         return services
+
+    @classmethod
+    def of(cls, folder: Path, *, durable: bool = True, keep: bool = True) -> Self:
+        """The servers of a folder as they are, running or not."""
+        place = find_place(folder)
+        return cls(folder.resolve(), place, durable=durable, keep=keep)
 
     @property
     def database_url(self) -> str:
@@ -102,16 +107,15 @@ class Services:
 def use_embedded(settings: Settings) -> Iterator[Settings]:
     """Settings whose URLs lead to the embedded servers of the data folder; settings with URLs pass unchanged.
 
-    Any number of processes may use them at once: the first starts them, the last one stops them. Raises `SettingsError`.
+    Any number of processes may use them at once: the first starts them, the last one stops them.
+    Raises `SettingsError`.
     """
     if not settings.embedded:
         yield settings
         return
     services = Services.start(settings.data_folder)
     with _user_of(services):
-        print(
-            f"outtray: using the embedded PostgreSQL and Valkey; their data is in {_where(services)}", file=sys.stderr
-        )  # noqa: T201
+        sys.stderr.write(f"outtray: using the embedded PostgreSQL and Valkey; data in {_where(services)}\n")
         yield settings.model_copy(
             update={
                 "database_url": services.database_url,

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from tests.bench.stand import Stand
+
 from outtray_schema import bindings
 from outtray_schema.ids import new_id
-from tests.bench.stand import Stand
 
 # Message rows without content: they are claimed and counted, never sent.
 SCHEDULE = """

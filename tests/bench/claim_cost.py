@@ -17,13 +17,13 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import AsyncConnection
+from tests.bench import bulk, ours
+from tests.bench.ours import Boxes
+from tests.bench.stand import Stand
 
 from outtray_schema.database import conninfo
 from outtray_worker.claim import claim, read_due
 from outtray_worker.quotas import Quotas
-from tests.bench import bulk, ours
-from tests.bench.ours import Boxes
-from tests.bench.stand import Stand
 
 PER_MAILBOX = 10
 ROUND = 64

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from outtray_schema import wakes
 from tests.bench import bulk, ours
 from tests.bench.ledgers import Ledgers
 from tests.bench.sinks import HttpSink
 from tests.bench.stand import Stand, private_memory, wait_for
+
+from outtray_schema import wakes
 
 MAILBOXES = 1000
 SENT_FIRST = 1000

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from celery import Celery
+from tests.bench.stand import Stand, wait_for
 
 from outtray.wakes import redis_url
 from outtray_schema.database import conninfo
 from outtray_schema.ids import new_id
-from tests.bench.stand import Stand, wait_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,10 @@ def load(stand: Stand, mailboxes: list[UUID], number: int, letter: bytes, mark: 
 
     stand.database.execute(baseline.SCHEMA)
     ids = [new_id() for _ in range(number)]
-    with stand.database.cursor() as cursor, cursor.copy("COPY baseline.message (id, mailbox_id, body) FROM STDIN") as copy:
+    with (
+        stand.database.cursor() as cursor,
+        cursor.copy("COPY baseline.message (id, mailbox_id, body) FROM STDIN") as copy,
+    ):
         for n, message_id in enumerate(ids):
             copy.write_row((message_id, mailboxes[n % len(mailboxes)], letter.replace(mark, str(message_id).encode())))
     app = Celery("baseline", broker=stand.settings.redis_url, set_as_current=False)
@@ -52,7 +55,14 @@ def start(stand: Stand, setting: Setting, **environment: str) -> None:
         "BASELINE_PREFETCH": str(setting.prefetch),
     }
     for n in range(setting.processes):
-        command = ["celery", "-A", "tests.bench.baseline", "worker", "--loglevel=WARNING", f"--hostname=naive-{n}@bench"]
+        command = [
+            "celery",
+            "-A",
+            "tests.bench.baseline",
+            "worker",
+            "--loglevel=WARNING",
+            f"--hostname=naive-{n}@bench",
+        ]
         pool = [f"--pool={setting.pool}", f"--concurrency={setting.concurrency}"]
         quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         stand.start("naive", [*command, *pool, *quiet], **given, **environment)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from tests.bench.provider import HttpProvider
+
 from outtray_schema.settings import load_settings
 from outtray_worker.providers.smtp import SmtpProvider
 from outtray_worker.serve import run_dispatcher, run_worker
-from tests.bench.provider import HttpProvider
 
 
 def main() -> None:

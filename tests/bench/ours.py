@@ -9,11 +9,11 @@ from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
+from tests.bench.stand import Stand, wait_for
 
 from outtray import Message, Outtray
 from outtray_schema import bindings
 from outtray_schema.ids import new_id
-from tests.bench.stand import Stand, wait_for
 
 LIMITS = {"messages": 1_000_000, "per_minute": 60_000, "burst": 60_000}
 """Every safeguard on, and wide enough to let everything pass: the ledger is read and the bucket asked all the same."""
@@ -81,7 +81,7 @@ def letters(mailboxes: Sequence[UUID], number: int) -> Iterator[Message]:
 def enqueue(stand: Stand, app: str, messages: Iterator[Message]) -> int:
     """Through the real producer. Returns how many it accepted."""
     with Outtray(stand.settings, app=app) as client:
-        return len(client.enqueue_many(messages).accepted)
+        return client.enqueue_many(messages).accepted
 
 
 def start(stand: Stand, workers: int = WORKERS, **environment: str) -> None:

@@ -64,7 +64,10 @@ class HttpMail:
             return NotBegun("too late to begin")
         headers = {"Content-Type": "application/json", "Authorization": "Bearer bench", "X-Message": self.key}
         try:
-            async with asyncio.timeout(answer_by.left()), self.http.post(self.url, data=self.data, headers=headers) as answer:
+            async with (
+                asyncio.timeout(answer_by.left()),
+                self.http.post(self.url, data=self.data, headers=headers) as answer,
+            ):
                 if answer.status != 200:
                     return Unknown(f"the sink answered {answer.status}")
                 return Sent(str(json.loads(await answer.read())["id"]))

@@ -13,14 +13,14 @@ from typing import Any, Protocol, Self
 from uuid import UUID
 
 import psutil
+from tests.bench.ours import HTML, Boxes
+from tests.bench.stand import REPOSITORY, Stand
 
 from outtray_sandbox.accepted import Ledger
 from outtray_sandbox.smtp import Control
 from outtray_schema.address import Address
 from outtray_schema.message import Message
 from outtray_schema.mime import freeze
-from tests.bench.ours import HTML, Boxes
-from tests.bench.stand import REPOSITORY, Stand
 
 MARK = b"00000000-0000-7000-8000-000000000000"
 """Stands in the baseline's letter where each message's own id goes: Message-IDs are what the SMTP ledger tells apart."""

@@ -196,7 +196,7 @@ def stand() -> Iterator[Stand]:
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="outtray-bench-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        services = stack.enter_context(Services.start(folder / "services", durable=True))
+        services = stack.enter_context(Services.start(_made(folder / "services"), durable=True, keep=False))
         new_key_file(folder / "keys.json")
         settings = load_settings(
             database_url=services.database_url,
@@ -218,6 +218,11 @@ def stand() -> Iterator[Stand]:
         made = Stand(settings, load_vault(settings), database, hints, folder, port, roles)
         stack.callback(lambda: made.kill(*list(made._processes)))
         yield made
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def _parent(pid: int) -> psutil.Process:

@@ -117,18 +117,14 @@ def _add_busy(stand: Stand, sink: HttpSink, busy: Busy) -> None:
     bulk.deliverable(stand, ((box, long_ago) for box in boxes for _ in range(busy.each)))
 
 
-def _add_watched(
-    stand: Stand, sink: HttpSink, watched: Watched, due: Callable[[int], datetime]
-) -> list[UUID]:
+def _add_watched(stand: Stand, sink: HttpSink, watched: Watched, due: Callable[[int], datetime]) -> list[UUID]:
     boxes = ours.add_mailboxes(stand, sink.boxes(watched.app, watched.mailboxes))
     return bulk.deliverable(stand, ((box, due(n)) for n in range(watched.each) for box in boxes))
 
 
 def _left(stand: Stand, watched: list[UUID]) -> int:
     stand.alive("worker")
-    return int(
-        stand.value("SELECT count(*) FROM outtray.message WHERE id = ANY(%s) AND state <> 'sent'", watched)
-    )
+    return int(stand.value("SELECT count(*) FROM outtray.message WHERE id = ANY(%s) AND state <> 'sent'", watched))
 
 
 def _p95(stand: Stand, watched: list[UUID]) -> float:

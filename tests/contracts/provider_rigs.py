@@ -1,4 +1,4 @@
-"""One rig per provider: the same handles on very different servers, so that one contract can be run over all of them."""
+"""One rig per provider: the same handles on very different servers, so that one contract runs over all of them."""
 
 from __future__ import annotations
 
@@ -66,6 +66,12 @@ def mail_of(body: bytes, recipients: tuple[str, ...] = RECIPIENTS, sender: str =
 
 def new_mail(piece: int = 7000) -> Mail:
     return mail_of(BODY.replace("{id}", uuid4().hex).encode() + b"\r\n", piece=piece)
+
+
+def large_mail() -> Mail:
+    """Far more than the buffers between two sockets hold: the server's word comes while the body is on its way."""
+    body = b"Message-ID: <large@sender.example>\r\n\r\n" + b"0123456789abcde\r\n" * 800_000
+    return mail_of(body, piece=1 << 20)
 
 
 async def bytes_of(mail: Mail) -> bytes:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from polling import until
 from provider_rigs import BCC, CANARIES, RECIPIENTS, USER, Fault, Rig, Taken, bytes_of, deliver, digest, new_mail, soon
 
 from outtray_schema.outcome import Failed, NotBegun, Outcome, Sent, Unknown
 from outtray_worker.deadline import Deadline, boottime
+from polling import until
 
 LATE: dict[Fault, int] = {
     "never answers": 0,

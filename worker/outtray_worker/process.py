@@ -39,7 +39,7 @@ from outtray_worker.metrics import Metrics
 from outtray_worker.pick import pick
 from outtray_worker.providers import Provider, Session
 from outtray_worker.quarantine import Quarantine
-from outtray_worker.quotas import Quotas
+from outtray_worker.quotas.check import Quotas
 from outtray_worker.quotas.pace import Pace
 from outtray_worker.registrar import Registrar
 from outtray_worker.replay import replay_for_ever

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from outtray.cli import apps, cancel, events, keys, mailboxes, message, migrate, resolve, switches, usage
+from outtray.cli import apps, cancel, events, keys, mailboxes, message, migrate, resolve, send, switches, usage
 
 _MAIL = "Mail"
 _CARE = "Care"
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _add_mail(app: typer.Typer) -> None:
+    app.command("send", epilog=send.EXAMPLES, rich_help_panel=_MAIL)(send.send)
     app.add_typer(message.group, name="message", rich_help_panel=_MAIL)
     app.command("cancel", epilog=cancel.CANCEL_EXAMPLES, rich_help_panel=_MAIL)(cancel.cancel)
     app.command("reschedule", epilog=cancel.RESCHEDULE_EXAMPLES, rich_help_panel=_MAIL)(cancel.reschedule)

@@ -24,8 +24,8 @@ PAUSE = 0.5
 # The snapshot of this moment is a cursor too: it stands after all that is committed (see `outtray.events`).
 NOW = "SELECT pg_current_snapshot()::text AS cursor"
 
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens next, until Ctrl-C.")]
-New = Annotated[bool, typer.Option("--new", help="Leave out what has happened so far.")]
+Follow = Annotated[bool, flag("--follow", "-f", text="Go on with what happens next, until Ctrl-C.")]
+New = Annotated[bool, flag("--new", text="Leave out what has happened so far.")]
 After = Annotated[str | None, typer.Option("--after", metavar="CURSOR", help="Go on after this cursor.", show_default=False)]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many at once.")]
 

@@ -58,7 +58,7 @@ def add(
     ring: Ring,
     file: OwnFile = None,
     standby: Annotated[
-        bool, typer.Option("--standby", help="Only open with it as yet: a first step where processes restart one by one.")
+        bool, flag("--standby", text="Only open with it as yet: a first step where processes restart one by one.")
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -85,7 +85,7 @@ def add_smtp(
     pace: Pace = None,
     auth: AuthFlag = None,
     ca_file: CaFile = None,
-    default: Annotated[bool, typer.Option("--default", help="Messages that name no mailbox leave from it. The first one is.")] = False,
+    default: Annotated[bool, flag("--default", text="Messages that name no mailbox leave from it. The first one is.")] = False,
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
@@ -227,8 +227,8 @@ def change(
     pace: Pace = None,
     sender: SenderName = None,
     alias: Aliases = None,
-    default: Annotated[bool, typer.Option("--default", help="Messages that name no mailbox leave from it.")] = False,
-    password: Annotated[bool, typer.Option("--password", help="Ask for a new password.")] = False,
+    default: Annotated[bool, flag("--default", text="Messages that name no mailbox leave from it.")] = False,
+    password: Annotated[bool, flag("--password", text="Ask for a new password.")] = False,
     from_stdin: FromStdin = False,
     from_file: FromFile = None,
     app: AppName = None,
@@ -294,7 +294,7 @@ def reconnect(
 @group.command("remove", epilog=examples("outtray mailbox remove ann@example.com", "outtray mailbox remove ann@example.com --cancel"))
 def remove(
     name: Mailbox,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel what still waits in it.")] = False,
+    cancel: Annotated[bool, flag("--cancel", text="Cancel what still waits in it.")] = False,
     yes: Yes = False,
     app: AppName = None,
     as_json: Json = False,

@@ -18,9 +18,9 @@ EXAMPLES = examples(
     'outtray resolve 0199b0c2-… --resend --note "recipient says it never came"',
 )
 
-Sent = Annotated[bool, typer.Option("--sent", help="It left: found in the Sent folder, or the recipient has it.")]
-Resend = Annotated[bool, typer.Option("--resend", help="Send it again, at the risk that it arrives twice.")]
-Fail = Annotated[bool, typer.Option("--fail", help="Give it up, whether it left or not.")]
+Sent = Annotated[bool, flag("--sent", text="It left: found in the Sent folder, or the recipient has it.")]
+Resend = Annotated[bool, flag("--resend", text="Send it again, at the risk that it arrives twice.")]
+Fail = Annotated[bool, flag("--fail", text="Give it up, whether it left or not.")]
 Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="Why, for the journal.")]
 
 

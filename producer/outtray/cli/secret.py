@@ -14,7 +14,7 @@ from outtray.cli.exits import UsageError
 MOST = 64 * 1024
 """Bytes that a secret may have: an OAuth token is a few KiB."""
 
-FromStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from standard input.")]
+FromStdin = Annotated[bool, flag("--password-stdin", text="Read the password from standard input.")]
 FromFile = Annotated[
     Path | None, typer.Option("--password-file", metavar="FILE", help="Read the password from a file.", show_default=False)
 ]

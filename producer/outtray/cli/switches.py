@@ -22,7 +22,7 @@ PAUSE_EXAMPLES = examples(
 )
 RESUME_EXAMPLES = examples("outtray resume --all", "outtray resume --tag spring --app crm")
 
-Everything = Annotated[bool, typer.Option("--all", help="Everything.")]
+Everything = Annotated[bool, flag("--all", text="Everything.")]
 AppTarget = Annotated[
     str | None, typer.Option("--app", metavar="NAME", help="One app; with --tag or --mailbox, the app that they belong to.")
 ]

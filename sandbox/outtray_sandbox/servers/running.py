@@ -17,9 +17,21 @@ def server_of(folder: Path, pid_file: Path) -> psutil.Process | None:
     """The living process that the pid file names, if it works in `folder`; `None` for a stale file or a zombie."""
     with contextlib.suppress(OSError, ValueError, IndexError, psutil.Error):
         process = psutil.Process(int(pid_file.read_text().split()[0]))
-        if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).samefile(folder):
+        if _works_in(process, folder):
             return process
     return None
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).samefile(folder)
+    except (OSError, psutil.Error):
+        return False
+
+
+def working_in(folder: Path) -> list[psutil.Process]:
+    """Every living process whose working directory is this folder."""
+    return [process for process in psutil.process_iter() if _works_in(process, folder)]
 
 
 def wait_gone(processes: list[psutil.Process], within: float) -> bool:
@@ -34,7 +46,7 @@ def wait_gone(processes: list[psutil.Process], within: float) -> bool:
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -122,9 +122,9 @@ class Valkey:
 
     def _ping(self) -> bool:
         port, password = self._access()
-        with contextlib.suppress(redis.RedisError, OSError):
-            with redis.Redis(host=HOST, port=port, password=password, socket_timeout=1) as client:
-                return int(client.info("server")["process_id"]) == getattr(self.process, "pid", None)
+        client = redis.Redis(host=HOST, port=port, password=password, socket_timeout=1)
+        with contextlib.suppress(redis.RedisError, OSError), client:
+            return int(client.info("server")["process_id"]) == getattr(self.process, "pid", None)
         return False
 
     def _access(self) -> tuple[int, str]:

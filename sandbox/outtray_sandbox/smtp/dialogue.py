@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
-from aiosmtpd.smtp import MISSING, SMTP
+from aiosmtpd.smtp import MISSING, SMTP, TLSSetupException
 
 from outtray_sandbox.accepted import Accepted
 from outtray_sandbox.smtp.house import House
@@ -427,6 +427,8 @@ class Dialogue(SMTP):
         await self.say(f"250 2.0.0 Ok: queued as {queue_id}")
 
     async def handle_exception(self, error: Exception) -> str:
+        if isinstance(error, (TLSSetupException, OSError)):
+            return "421 4.4.2 The client went away"
         self.house.seen["errors"] += 1
         logging.getLogger("outtray.sandbox").error("the sandbox's SMTP server failed", exc_info=error)
         return "451 4.3.0 The sandbox has a fault of its own"

@@ -209,14 +209,16 @@ class SmtpPrepared:
         self._session = session
         self._link = link
         self._mail = mail
+        self._spent = False
 
     async def hand_over(self, begin_by: Deadline, answer_by: Deadline) -> Outcome:
         """Write the dot if `begin_by` still lies ahead and the server has not turned away, then wait for its answer."""
         link = self._link
+        if self._spent:
+            return NotBegun("this mail was handed over or given up before", evidence={"rule": "spent"})
+        self._spent = True
         try:
             link.heed()
-            if not link.wire.alive:
-                raise ConnectionResetError
         except Ended as end:
             self._session.drop()
             return end.outcome
@@ -238,6 +240,7 @@ class SmtpPrepared:
 
     async def abandon(self) -> None:
         """Drop the connection: without the dot the server throws the body away (RFC 5321 4.1.1.10)."""
+        self._spent = True
         self._session.drop()
 
 

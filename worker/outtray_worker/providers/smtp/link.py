@@ -98,13 +98,14 @@ class Link:
         return reply
 
     def heed(self) -> None:
-        """End the attempt if the server has already said something that nobody asked for."""
+        """End the attempt if the server has already said something that nobody asked for, or has gone."""
         if reply := self.wire.next_reply():
             if reply.code < 400:
                 raise Garbled("a reply that nobody asked for")
             raise self.refused(reply)
         if self.wire.unread:
             raise Garbled("half a reply that nobody asked for")
+        self.wire.check()
 
     def expect(self, reply: SMTPResponse, *codes: int) -> None:
         """Go on if `reply` is one of `codes`. Raises `Ended` for a refusal, `Garbled` for what fits nowhere."""

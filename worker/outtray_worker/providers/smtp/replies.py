@@ -181,7 +181,7 @@ ROWS: tuple[Row, ...] = (
     Row("unknown-refusal", CONTENT, PERMANENT, "failed", "the server refuses the message", RFC_5321, "2026-11"),
 )  # fmt: skip
 
-_ENHANCED = re.compile(r"\s*([245]\.\d{1,3}\.\d{1,3})(?=\s|$|-)")
+_ENHANCED = re.compile(r"^\s*([245]\.\d{1,3}\.\d{1,3})(?=\s|$|-)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,8 @@ def classify(phase: Phase, code: int, enhanced: str, text: str) -> Verdict:
 
     Raises `LookupError` for what is no refusal: a 2xx or 3xx is never classified, it is expected or out of place.
     """
-    flat = " ".join(text.split())
+    # Each line repeats the enhanced code, also in the middle of a sentence.
+    flat = " ".join(" ".join(_ENHANCED.sub("", line, count=1) for line in text.split("\n")).split())
     for row in ROWS:
         if row.matches(phase, code, enhanced, flat):
             return Verdict(row.id, row.becomes, row.scope, row.reason, row.after)

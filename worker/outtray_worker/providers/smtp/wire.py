@@ -105,6 +105,11 @@ class Wire(SMTPProtocol):
         """Whether the server has said something that nobody asked for, be it half a line."""
         return bool(self._replies or self._lines or self._buffer)
 
+    def check(self) -> None:
+        """Raise what ended the connection, if it has ended: `Garbled` or `SMTPServerDisconnected`."""
+        if self._ended is not None:
+            raise self._ended
+
     def next_reply(self) -> SMTPResponse | None:
         """The earliest reply that has arrived and that nobody has read, if any."""
         return self._replies.popleft() if self._replies else None
@@ -120,8 +125,7 @@ class Wire(SMTPProtocol):
         # A process that was frozen past its time finds the timer and the reply in the same moment: the reply counts.
         if self._replies:
             return self._replies.popleft()
-        if self._ended is not None:
-            raise self._ended
+        self.check()
         raise TimeoutError("no reply in time")
 
     async def _reply_or_end(self) -> None:

@@ -1,0 +1,281 @@
+"""`outtray send`: one message from flags, or many from a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from outtray import Outtray
+from outtray.cli.exits import Exit, UsageError
+from outtray.cli.mailboxes import MailboxOption
+from outtray.cli.options import AppName, Json, examples
+from outtray.cli.screen import STATES, colored, count, done, errors, hint, moment, out, plain, print_json
+from outtray.cli.send_file import FileOrder, send_file
+from outtray.cli.session import database, ready_services
+from outtray.cli.times import time_of
+from outtray.enqueue import Accepted
+from outtray.find import MessageView
+from outtray_schema.message import Message, parse_message
+from outtray_schema.settings import Settings
+
+EXAMPLES = examples(
+    'echo "Hi Bob" | outtray send --to bob@example.org --subject Hello',
+    'outtray send --to "Bob Lee <bob@example.org>" --subject Offer --html-file offer.html --attach offer.pdf',
+    "outtray send --to bob@example.org --subject Later --text-file hi.txt --send-at +2h --wait 30",
+    "outtray send --file spring.ndjson --idempotency-key spring",
+    '  {"to": "bob@example.org", "subject": "Hello", "text": "Hi Bob", "tags": ["spring"]}',
+)
+
+_ADDRESSES, _BODY, _WHEN, _MANY = "Addresses", "Content", "When and how", "Many, from a file"
+
+Several = list[str] | None
+To = Annotated[Several, typer.Option("--to", metavar="ADDRESS", help="Several times for several.", rich_help_panel=_ADDRESSES)]
+Cc = Annotated[Several, typer.Option("--cc", metavar="ADDRESS", help="In copy.", rich_help_panel=_ADDRESSES)]
+Bcc = Annotated[Several, typer.Option("--bcc", metavar="ADDRESS", help="In blind copy.", rich_help_panel=_ADDRESSES)]
+ReplyTo = Annotated[Several, typer.Option("--reply-to", metavar="ADDRESS", help="Where answers go.", rich_help_panel=_ADDRESSES)]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="ADDRESS", help="Default: the mailbox's own.", rich_help_panel=_ADDRESSES)
+]
+Subject = Annotated[str, typer.Option("--subject", metavar="TEXT", help="The subject.", rich_help_panel=_BODY)]
+TextFile = Annotated[
+    str | None,
+    typer.Option("--text-file", metavar="FILE", help="The text; - for standard input, the default.", rich_help_panel=_BODY),
+]
+HtmlFile = Annotated[str | None, typer.Option("--html-file", metavar="FILE", help="The same as HTML.", rich_help_panel=_BODY)]
+Attach = Annotated[Several, typer.Option("--attach", metavar="FILE", help="An attachment.", rich_help_panel=_BODY)]
+Inline = Annotated[
+    Several, typer.Option("--inline", metavar="ID=FILE", help="An image that the HTML shows as cid:ID.", rich_help_panel=_BODY)
+]
+Headers = Annotated[Several, typer.Option("--header", metavar="NAME:VALUE", help="A header of your own.", rich_help_panel=_BODY)]
+InReplyTo = Annotated[
+    str | None, typer.Option("--in-reply-to", metavar="MESSAGE-ID", help="What it answers.", rich_help_panel=_BODY)
+]
+References = Annotated[
+    Several, typer.Option("--reference", metavar="MESSAGE-ID", help="Its thread, oldest first.", rich_help_panel=_BODY)
+]
+Tags = Annotated[Several, typer.Option("--tag", metavar="TAG", help="To find, pause or cancel it by.", rich_help_panel=_WHEN)]
+Metadata = Annotated[
+    str | None, typer.Option("--metadata", metavar="JSON", help='Your own ids: \'{"contact": 7}\'.', rich_help_panel=_WHEN)
+]
+Priority = Annotated[Literal["high", "normal", "low"], typer.Option("--priority", help="In its mailbox.", rich_help_panel=_WHEN)]
+SendAt = Annotated[
+    str | None, typer.Option("--send-at", metavar="TIME", help="Not before: +2h, or with a zone.", rich_help_panel=_WHEN)
+]
+ExpiresAt = Annotated[str | None, typer.Option("--expires-at", metavar="TIME", help="Not after.", rich_help_panel=_WHEN)]
+GiveUp = Annotated[
+    str | None, typer.Option("--give-up-after", metavar="24h", help="How long its failures are tried again.", rich_help_panel=_WHEN)
+]
+OnUnknown = Annotated[
+    Literal["hold", "resend"] | None,
+    typer.Option("--on-unknown", help="If nobody can tell whether it left.", rich_help_panel=_WHEN),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--idempotency-key", metavar="KEY", help="The same again stores nothing twice; a file's rows get KEY:LINE.",
+        rich_help_panel=_WHEN,
+    ),
+]  # fmt: skip
+Wait = Annotated[
+    float | None, typer.Option("--wait", metavar="SECONDS", help="Wait until it left; exit 1 if not.", rich_help_panel=_WHEN)
+]
+DryRun = Annotated[bool, flag("--dry-run", text="Judge everything as if for real, store nothing.", panel=_WHEN)]
+File = Annotated[
+    str | None, typer.Option("--file", metavar="FILE", help="One JSON object a line; - for stdin.", rich_help_panel=_MANY)
+]
+KeepGoing = Annotated[
+    bool, flag("--keep-going", text="Take the good rows. Default: all or none.", panel=_MANY)
+]
+RefusedFile = Annotated[
+    Path | None, typer.Option("--refused", metavar="FILE", help="Where the bad rows go.", rich_help_panel=_MANY)
+]
+
+
+def send(
+    to: To = None,
+    cc: Cc = None,
+    bcc: Bcc = None,
+    reply_to: ReplyTo = None,
+    sender: From = None,
+    mailbox: MailboxOption = None,
+    subject: Subject = "",
+    text_file: TextFile = None,
+    html_file: HtmlFile = None,
+    attach: Attach = None,
+    inline: Inline = None,
+    header: Headers = None,
+    in_reply_to: InReplyTo = None,
+    reference: References = None,
+    tag: Tags = None,
+    metadata: Metadata = None,
+    priority: Priority = "normal",
+    send_at: SendAt = None,
+    expires_at: ExpiresAt = None,
+    give_up_after: GiveUp = None,
+    on_unknown: OnUnknown = None,
+    key: Key = None,
+    wait: Wait = None,
+    dry_run: DryRun = False,
+    file: File = None,
+    keep_going: KeepGoing = False,
+    refused: RefusedFile = None,
+    app: AppName = None,
+    as_json: Json = False,
+) -> None:
+    """Accept a message durably; a worker delivers it from the mailbox. From then on it is never lost and never doubled.
+
+    The flags of this command are seen in the machine's process list: what is confidential goes into --file.
+    """
+    addresses: dict[str, Any] = {"to": to, "cc": cc, "bcc": bcc, "reply_to": reply_to, "from": sender}
+    if file is not None:
+        if any(addresses.values()) or subject or text_file or html_file or wait is not None:
+            raise UsageError("--file brings whole messages; leave out --to, --subject, bodies and --wait")
+        send_file(FileOrder(file, key, mailbox, dry_run, keep_going, refused), app, as_json)
+        return
+    if keep_going or refused:
+        raise UsageError("--keep-going and --refused belong to --file")
+    fields: dict[str, Any] = {
+        **addresses,
+        **_bodies(text_file, html_file, has_more=bool(attach or inline)),
+        "subject": subject,
+        "mailbox": mailbox,
+        "attachments": _attachments(attach, inline),
+        "headers": _headers(header),
+        "in_reply_to": in_reply_to,
+        "references": reference,
+        "tags": tag,
+        "metadata": _metadata(metadata),
+        "priority": priority,
+        "send_at": time_of(send_at, "--send-at") if send_at else None,
+        "expires_at": time_of(expires_at, "--expires-at") if expires_at else None,
+        "give_up_after": give_up_after,
+        "on_unknown": on_unknown,
+        "idempotency_key": key,
+    }
+    message = parse_message({name: value for name, value in fields.items() if value is not None}, paths=True)
+    with ready_services() as settings, Outtray(settings, app=app) as outtray:
+        if dry_run:
+            _try(settings, outtray, message, as_json)
+        else:
+            _enqueue(outtray, message, wait, as_json)
+
+
+# ── what is sent ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _bodies(text_file: str | None, html_file: str | None, has_more: bool) -> dict[str, str]:
+    """The bodies that the flags name. Without any, the text comes from standard input, as other mail commands do."""
+    if text_file is None and html_file is None and not has_more:
+        text_file = "-"
+    if text_file == html_file == "-":
+        raise UsageError("standard input can be the text or the HTML, not both")
+    named = {"text": text_file, "html": html_file}
+    return {name: _read(name, source) for name, source in named.items() if source is not None}
+
+
+def _read(name: str, source: str) -> str:
+    try:
+        if source != "-":
+            return Path(source).read_text(encoding="utf-8")
+        if sys.stdin.isatty():
+            errors.print("[dim]Type the text; end with Ctrl-D on a line of its own.[/]")
+        text = sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UsageError(f"--{name}-file: {source} cannot be read: {why}") from None
+    if not text:
+        raise UsageError(f"standard input is empty; pipe the {name} in, or use --{name}-file FILE")
+    return text
+
+
+def _attachments(attach: Several, inline: Several) -> list[dict[str, str]]:
+    found = [{"path": path} for path in attach or ()]
+    for flag in inline or ():
+        inline_id, equals, path = flag.partition("=")
+        if not equals:
+            raise UsageError(f"--inline {flag}: write ID=FILE, e.g. logo=logo.png")
+        found.append({"path": path, "inline_id": inline_id})
+    return found
+
+
+def _headers(flags: Several) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for flag in flags or ():
+        name, colon, value = flag.partition(":")
+        if not colon or name in found:
+            raise UsageError(f"--header {flag}: write NAME:VALUE, each name once, e.g. X-Campaign:spring")
+        found[name] = value.strip()
+    return found
+
+
+def _metadata(text: str | None) -> Mapping[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value: Any = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError("""--metadata: write a JSON object, e.g. '{"contact": 7}'""")
+    return value
+
+
+# ── what became of it ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _try(settings: Settings, outtray: Outtray, message: Message, as_json: bool) -> None:
+    """Enqueue for real, in a transaction that is rolled back: the whole door, database included, and nothing stays."""
+    with database(settings) as connection, connection.transaction(force_rollback=True):
+        accepted = outtray.enqueue(message, connection=connection)
+    if as_json:
+        print_json({"dry_run": True, "state": accepted.state, "due_at": accepted.due_at, "created": accepted.created})
+        return
+    done(f"It would be accepted for {count(len(message.recipients), 'recipient')}. Nothing was stored.")
+
+
+def _enqueue(outtray: Outtray, message: Message, wait: float | None, as_json: bool) -> None:
+    accepted = outtray.enqueue(message)
+    if wait is not None:
+        _show_end(_wait(outtray, accepted, wait), as_json)
+    elif as_json:
+        print_json(accepted)
+    else:
+        _show_accepted(accepted)
+
+
+def _show_accepted(accepted: Accepted) -> None:
+    if not accepted.created:
+        done(f"It stood there already under this idempotency key: {colored(accepted.state, STATES)}")
+    elif accepted.due_at and accepted.due_at > datetime.now(UTC):
+        done(f"Accepted; due {moment(accepted.due_at)}")
+    else:
+        done("Accepted; it leaves as soon as its mailbox may send")
+    out.print(f"  {accepted.id}")
+    hint(f"follow it: outtray message show {accepted.id}")
+
+
+def _wait(outtray: Outtray, accepted: Accepted, seconds: float) -> MessageView:
+    with errors.status("waiting until it has left …"):
+        try:
+            return outtray.wait(accepted.id, seconds)
+        except TimeoutError:
+            return outtray.get(accepted.id)
+
+
+def _show_end(message: MessageView, as_json: bool) -> None:
+    if as_json:
+        print_json(plain(message))
+    else:
+        reason = f": {message.reason}" if message.reason else ""
+        out.print(f"{message.id}  {colored(message.state, STATES)}", end="")
+        out.print(reason, markup=False, soft_wrap=True)
+        if message.state != "sent":
+            hint(f"why: outtray explain {message.id}")
+    if message.state != "sent":
+        raise typer.Exit(Exit.REFUSED)
