@@ -124,8 +124,15 @@ def _place(cursor: str | None) -> _Place:
     if cursor is None:
         return _Place(NOTHING_SEEN)
     match = _CURSOR.fullmatch(cursor)
-    if match is None:
+    if match is None or not all(_is_snapshot(match[name]) for name in ("since", "until") if match[name] is not None):
         raise Refused(
             Problem("after", "is not a cursor that a page of events gave; leave it out to begin at the first")
         )
     return _Place(match["since"], match["until"], int(match["after"] or 0))
+
+
+def _is_snapshot(text: str) -> bool:
+    """Whether PostgreSQL takes it: the oldest running number, the next to come, and the running ones between."""
+    oldest, following, running = text.split(":")
+    numbers = [int(oldest), *map(int, running.split(",") if running else ()), int(following)]
+    return 0 < numbers[0] and numbers == sorted(numbers) and numbers[-1] < 1 << 63 and int(following) not in numbers[1:-1]

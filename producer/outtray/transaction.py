@@ -10,6 +10,7 @@ next `commit` publishes once it has returned, its next `rollback` forgets, and t
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ AsyncCaller: TypeAlias = "AsyncConnection | AsyncSession | async_scoped_session[
 """What the async client enqueues through."""
 
 _HOOK = "_outtray_after_commit"
+_SAVEPOINT = re.compile(
+    r"\s*(?:(?P<begins>SAVEPOINT)|(?P<releases>RELEASE(?:\s+SAVEPOINT)?)|ROLLBACK\s+TO(?:\s+SAVEPOINT)?)\s+(?P<name>[^\s;]+)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +142,7 @@ class AfterCommit:
             self.waiting.append((publish, wakes))
 
     def _attach(self, driver: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-        for name, listener in self._listeners():
-            event.listen(self.connection, name, listener)
+        event.listen(self.connection, "after_cursor_execute", self.on_statement)
         wrapped = _sync_hooks(self, driver) if isinstance(driver, psycopg.Connection) else _async_hooks(self, driver)
         vars(driver).update(wrapped, **{_HOOK: self})
 
@@ -146,35 +150,35 @@ class AfterCommit:
         """End the watch: the driver's connection is again what it was. Answers with what waits."""
         for name in ("commit", "rollback", _HOOK):
             vars(driver).pop(name, None)
-        for name, listener in self._listeners():
-            if event.contains(self.connection, name, listener):
-                event.remove(self.connection, name, listener)
+        if event.contains(self.connection, "after_cursor_execute", self.on_statement):
+            event.remove(self.connection, "after_cursor_execute", self.on_statement)
         return merged(self.waiting)
 
-    def _listeners(self) -> tuple[tuple[str, Callable[..., None]], ...]:
-        return (
-            ("savepoint", self.on_savepoint),
-            ("rollback_savepoint", self.on_rollback_savepoint),
-            ("release_savepoint", self.on_release_savepoint),
-        )
+    def on_statement(self, _connection: sa.Connection, _cursor: object, sql: str, *_rest: object) -> None:
+        """Follow savepoints by their statements: the events named for them do not say which one begins (2.1)."""
+        match = _SAVEPOINT.match(sql)
+        if match is None:
+            return
+        name = match["name"]
+        if match["begins"]:
+            self.savepoints.append((name, len(self.waiting)))
+        elif match["releases"]:
+            self._forget_from(name)
+        else:
+            # One that is not known was set before the watch began, so all that waits was written within it.
+            waited = self._forget_from(name)
+            del self.waiting[waited or 0 :]
+            if waited is not None:
+                self.savepoints.append((name, waited))
 
-    def on_savepoint(self, _connection: sa.Connection, name: str) -> None:
-        self.savepoints.append((name, len(self.waiting)))
-
-    def on_rollback_savepoint(self, _connection: sa.Connection, name: str, _context: None) -> None:
-        # One that is not on the list was set before the watch began, so all that waits was written within it.
-        del self.waiting[self._position(name) :]
-
-    def on_release_savepoint(self, _connection: sa.Connection, name: str, _context: None) -> None:
-        self._position(name)
-
-    def _position(self, name: str) -> int:
-        """How much waited when this savepoint was set; it and those within it are over."""
-        for at, (each, waited) in enumerate(self.savepoints):
-            if each == name:
+    def _forget_from(self, name: str) -> int | None:
+        """Forget a savepoint and those within it; answers with how much waited when it was set."""
+        for at in reversed(range(len(self.savepoints))):
+            known, waited = self.savepoints[at]
+            if known == name:
                 del self.savepoints[at:]
                 return waited
-        return 0
+        return None
 
 
 def merged(waiting: list[tuple[Callable[[Wakes], Any], Wakes]]) -> list[tuple[Any, Wakes]]:

@@ -2,8 +2,132 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
+
+import psycopg
 import typer
+from rich.text import Text
+
+from outtray.cli.exits import Exit
+from outtray.cli.extras import needs
+from outtray.cli.options import Json, examples, flag
+from outtray.cli.screen import count, done, errors, facts, hint, moment, out, plain, print_json_line
+from outtray.cli.session import ready_services
+from outtray_schema.settings import Settings
+
+if TYPE_CHECKING:
+    from outtray_sandbox.up import Line, Member, OpenHandover, Up
+
+_COLORS = ("cyan", "magenta", "blue", "green", "yellow")
+
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Default: one per core.", show_default=False)]
+FlowerPort = Annotated[int, typer.Option("--flower-port", min=1, max=65535, help="Of loopback; the next free one if taken.")]
+NoFlower = Annotated[bool, flag("--no-flower", text="Leave Flower out.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the sandbox's commands. Their libraries are imported only when one runs."""
+    panel = "Processes"
+    app.command("up", epilog=examples("outtray up", "outtray up --workers 4 --no-flower"), rich_help_panel=panel)(up)
+    if find_spec("outtray_sandbox.demo") is not None:
+        app.command("demo", epilog=examples("outtray demo"), rich_help_panel=panel)(demo)
+
+
+def up(
+    workers: Workers = None, flower_port: FlowerPort = 5555, no_flower: NoFlower = False, as_json: Json = False
+) -> None:
+    """Run every process on this machine, until Ctrl-C.
+
+    With no database configured, the embedded PostgreSQL and Redis are used. One Ctrl-C ends all cleanly: handovers under
+    way finish and are recorded. A second one ends all at once, and names the messages that were in a handover.
+    """
+    with needs("worker"):
+        import outtray_worker.serve  # noqa: F401, PLC0415 - better said here than by every process
+    from outtray_sandbox.up import Up, cores, environment, free_port, members  # noqa: PLC0415
+
+    with ready_services() as settings:
+        port = None if no_flower else free_port(flower_port)
+        found = members(workers or cores(), port)
+        run = Up(found, environment(settings, os.environ), _line_writer(found, as_json))
+        if not as_json:
+            _show_start(settings, found, port)
+        if not asyncio.run(run.run()):
+            _show_open_handovers(settings, run, as_json)
+            raise typer.Exit(Exit.INTERRUPTED)
+    if not as_json:
+        done("All processes ended cleanly; what waits is kept.")
+
+
+def demo() -> None:
+    """Watch real mail leave, be paced, parked and explained, while workers are killed. About a minute."""
+    with needs("sandbox"):
+        from outtray_sandbox.demo import run_demo  # noqa: PLC0415
+    from outtray_schema.settings import load_settings  # noqa: PLC0415
+
+    raise typer.Exit(run_demo(load_settings()))
+
+
+def _show_start(settings: Settings, found: list[Member], port: int | None) -> None:
+    names = [count(sum(each.role == role for each in found), role) for role in ("worker", "dispatcher")]
+    out.print(
+        facts(
+            [
+                ("running", ", ".join(names)),
+                ("flower", f"http://127.0.0.1:{port} [dim]read-only, this machine alone[/]" if port else "left out"),
+                ("data", str(settings.data_folder)),
+                ("look", "outtray status --watch [dim](in another terminal)[/]"),
+                ("end", "Ctrl-C"),
+            ]
+        )
+    )
+
+
+def _line_writer(found: list[Member], as_json: bool) -> _Writer:
+    return _Writer([each.name for each in found], as_json)
+
+
+class _Writer:
+    """Writes each line behind the name of its process, each process in a colour of its own."""
+
+    def __init__(self, names: list[str], as_json: bool) -> None:
+        self._as_json = as_json
+        self._width = max(map(len, names))
+        self._colors = {name: _COLORS[number % len(_COLORS)] for number, name in enumerate(names)}
+
+    def __call__(self, line: Line) -> None:
+        if self._as_json:
+            print_json_line(
+                {"process": line.member.name if line.member else None, "event": line.event, "text": line.text}
+            )
+            return
+        name = line.member.name if line.member else "outtray"
+        style = "bold yellow" if line.event in ("died", "ending", "killing") else "dim" if line.event else ""
+        # What a process wrote is text, never markup.
+        out.print(Text.assemble((f"{name:<{self._width}} │ ", self._colors.get(name, "bold")), (line.text, style)), soft_wrap=True)
+
+
+def _show_open_handovers(settings: Settings, run: Up, as_json: bool) -> None:
+    """Name what was with a provider when everything was ended at once."""
+    from outtray_sandbox.up import open_handovers  # noqa: PLC0415
+
+    try:
+        found = open_handovers(settings, run.worker_names)
+    except psycopg.Error as error:
+        errors.print(f"[red]✗[/] PostgreSQL does not say which messages were in a handover ({type(error).__name__})")
+        return
+    if as_json:
+        print_json_line({"process": None, "event": "in_handover", "messages": plain(found)})
+    elif found:
+        _name(found)
+    else:
+        done("Ended at once; no message was in a handover.")
+
+
+def _name(found: list[OpenHandover]) -> None:
+    out.print(f"[bold yellow]{count(len(found), 'message')}[/] in a handover; nobody can tell yet whether they left:")
+    for each in found:
+        out.print(f"  {each.id}  unknown from {moment(each.until)}", soft_wrap=True)
+    hint("start again, then: outtray message list --state unknown, and outtray resolve ID")

@@ -55,15 +55,29 @@ def sqlalchemy_engine(settings: Settings, role: str, **options: Any) -> sa.Engin
 def migrate(settings: Settings, revision: str = "head") -> None:
     """Bring the database to `revision`. Safe to call from many processes at once: an advisory lock lets one work."""
     engine = sqlalchemy_engine(settings, "migrate", poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        connection.execute(sa.text("SELECT pg_advisory_lock(hashtext('outtray.migrate'))"))
-        connection.execute(sa.text("CREATE SCHEMA IF NOT EXISTS outtray"))
-        connection.commit()
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-        connection.commit()
-        connection.execute(sa.text("SELECT pg_advisory_unlock(hashtext('outtray.migrate'))"))
-        connection.commit()
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            _wait_for_others(connection)
+            connection.execute(sa.text("CREATE SCHEMA IF NOT EXISTS outtray"))
+            connection.commit()
+            command.upgrade(_alembic(connection), revision)
+            connection.commit()
+    finally:
+        engine.dispose()
+
+
+def _wait_for_others(connection: sa.Connection) -> None:
+    """Take the lock of all migrations, however long another one works; the session's end releases it."""
+    connection.execute(sa.text("SET statement_timeout = 0"))  # an index on a large table takes its time
+    connection.execute(sa.text("SET lock_timeout = 0"))
+    connection.execute(sa.text("SELECT pg_advisory_lock(hashtext('outtray.migrate'))"))
+    # Whoever waits for a table makes everybody behind it wait: a migration gives up rather than stop the mail.
+    connection.execute(sa.text("SET lock_timeout = '20s'"))
+    connection.commit()
+
+
+def _alembic(connection: sa.Connection) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config

@@ -124,7 +124,7 @@ class Allowance:
 
     def used(self, measure: str) -> int:
         """What counts now. `measure` is one of `DAILY`."""
-        return len(self._seen | +self._taken) if measure == "unique_external" else self._used[measure]
+        return len(self._known()) if measure == "unique_external" else self._used[measure]
 
     def binding(self, message: Counted, externals: frozenset[bytes] = NOBODY) -> str | None:
         """The first limit that this message would break now; None: it fits. Remembers `externals` for `take`."""
@@ -140,8 +140,11 @@ class Allowance:
 
     def _would_use(self, measure: str, message: Counted, externals: frozenset[bytes]) -> int:
         if measure == "unique_external":
-            return len(self._seen | +self._taken | externals)
+            return len(self._known() | externals)
         return self._used[measure] + needed(measure, message)
+
+    def _known(self) -> frozenset[bytes]:
+        return self._seen | (+self._taken).keys()
 
     def take(self, message: Counted) -> None:
         """The message passed the gate: it counts from now on."""
@@ -168,8 +171,10 @@ class Frees:
     """When a message fits its mailbox's limits, which of them it waits for longest, and how that one stands.
 
     `at` is None where it never can: the message alone needs more than `allowed`. `limit` is None where it fits now.
+    `now` is the database's clock as it was asked.
     """
 
+    now: datetime
     at: datetime | None
     limit: str | None = None
     used: int = 0
@@ -213,15 +218,17 @@ def frees(row: Mapping[str, Any], limits: Limits, message: Counted, externals: C
     """What the one row of `FREES` says."""
     for measure, allowed in limits.daily.items():
         if _need(measure, message, externals) > allowed:
-            return Frees(None, measure, row[f"used_{measure}"], allowed)
+            return Frees(row["now"], None, measure, row[f"used_{measure}"], allowed)
     most = limits.recipients_per_message
     if most is not None and message.recipients > most:
-        return Frees(None, "recipients_per_message", message.recipients, most)
-    waits = {measure: row[measure] for measure in limits.daily if row[measure] is not None and row[measure] > row["now"]}
+        return Frees(row["now"], None, "recipients_per_message", message.recipients, most)
+    waits = {
+        measure: row[measure] for measure in limits.daily if row[measure] is not None and row[measure] > row["now"]
+    }
     if not waits:
-        return Frees(row["now"])
+        return Frees(row["now"], row["now"])
     binding = max(waits, key=lambda measure: waits[measure])
-    return Frees(waits[binding], binding, row[f"used_{binding}"], limits.daily[binding])
+    return Frees(row["now"], waits[binding], binding, row[f"used_{binding}"], limits.daily[binding])
 
 
 def _need(measure: str, message: Counted, externals: Collection[bytes]) -> int:

@@ -75,7 +75,7 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
                 Limits(messages=500, recipients_per_message=500),
                 "support.google.com/mail/answer/22839",
                 date(2026, 9, 1),
-                "A consumer account; beyond it Google locks sending for 1 to 24 hours. By SMTP 100 recipients a message.",
+                "A consumer account; beyond it Google locks sending for 1 to 24 hours. 100 recipients by SMTP.",
                 _GOOGLE_SMTP,
             ),
             Plan(
@@ -85,8 +85,8 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
                 _GOOGLE_TABLE,
                 date(2026, 9, 1),
                 "Trial accounts have 500 messages until their billing history has grown. Google also counts unique"
-                " recipients (3,000, of them 2,000 external): set unique_external to 2000 for a mailbox that cold-mails."
-                " By SMTP 100 recipients a message.",
+                " recipients (3,000, of them 2,000 external): set unique_external to 2000 for cold mail."
+                " 100 recipients a message by SMTP.",
                 _GOOGLE_SMTP,
             ),
             Plan(

@@ -8,6 +8,7 @@ variable and shows an example.
 from __future__ import annotations
 
 import os
+import pwd
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,8 +46,16 @@ Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 
 def default_data_folder() -> Path:
     """Where the embedded services keep their data when no folder is named: `$XDG_DATA_HOME/outtray`."""
-    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    base = os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share"
     return Path(base) / "outtray"
+
+
+def _home() -> Path:
+    """The user's own folder, also where `HOME` is empty; for a user without one, a folder that nobody can make."""
+    try:
+        return Path(os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
+    except KeyError:
+        return Path("/nonexistent")
 
 
 class Settings(BaseSettings):

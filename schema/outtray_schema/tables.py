@@ -1,2 +1,351 @@
-from sqlalchemy import MetaData
+"""The tables as SQLAlchemy knows them: for Alembic's comparison, and for apps that join their own tables with ours.
+
+The migrations make them and are the record; `tests/integration/test_migrations.py` holds this page to them, constraint
+by constraint. Why a column is there stands beside it in `migrations/versions/*.sql`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Interval,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Sequence,
+    SmallInteger,
+    Table,
+    Text,
+    TextClause,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+from sqlalchemy.types import UserDefinedType
+
 metadata = MetaData(schema="outtray")
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's 64-bit transaction number, which never wraps around."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+def _key(name: str, kind: Any = Uuid, **options: Any) -> Column[Any]:
+    return Column(name, kind, primary_key=True, **options)
+
+
+def _must(name: str, kind: Any, default: str | TextClause | None = None) -> Column[Any]:
+    """A column that is never NULL; `default` is SQL."""
+    return Column(name, kind, nullable=False, server_default=text(default) if isinstance(default, str) else default)
+
+
+def _may(name: str, kind: Any, *constraints: Any) -> Column[Any]:
+    return Column(name, kind, *constraints, nullable=True)
+
+
+def _moment(name: str) -> Column[Any]:
+    return _may(name, TIMESTAMP(timezone=True))
+
+
+def _now(name: str) -> Column[Any]:
+    return _must(name, TIMESTAMP(timezone=True), "outtray.outtray_now()")
+
+
+def _of_message(**options: Any) -> Column[Any]:
+    return Column("message_id", Uuid, ForeignKey("outtray.message.id", ondelete="CASCADE"), nullable=False, **options)
+
+
+def _of_number(table: str) -> Column[Any]:
+    """An id from a sequence of its own, since partitioned tables share it."""
+    sequence = Sequence(f"{table}_id", metadata=metadata)
+    return Column("id", BigInteger, sequence, nullable=False, server_default=sequence.next_value(), autoincrement=False)
+
+
+def _where(name: str, *columns: str, where: str, **options: Any) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), **options)
+
+
+clock = Table(
+    "clock", metadata,
+    _key("one", Boolean, server_default=text("true")),
+    _must("shift", Interval, "'0'"),
+    CheckConstraint("one"),
+)  # fmt: skip
+
+app = Table(
+    "app", metadata,
+    _key("id"),
+    _must("name", Text),
+    _may("default_mailbox_id", Uuid),
+    _must("on_unknown", Text, "'hold'"),
+    _now("created_at"),
+    UniqueConstraint("name"),
+    CheckConstraint("on_unknown IN ('hold', 'resend')"),
+)  # fmt: skip
+
+provider_app = Table(
+    "provider_app", metadata,
+    _key("name", Text),
+    _must("provider", Text),
+    _may("per_minute", Integer),
+    _now("created_at"),
+    CheckConstraint("per_minute > 0"),
+)  # fmt: skip
+
+mailbox = Table(
+    "mailbox", metadata,
+    _key("id"),
+    Column("app_id", Uuid, ForeignKey("outtray.app.id"), nullable=False),
+    _must("provider", Text),
+    _may("provider_app", Text, ForeignKey("outtray.provider_app.name")),
+    _must("host", Text),
+    _must("address", LargeBinary),
+    _must("address_index", LargeBinary),
+    _must("plan", Text),
+    _must("limits", JSONB, "'{}'"),
+    _must("server", JSONB, "'{}'"),
+    _may("credentials", LargeBinary),
+    _must("credentials_version", Integer, "1"),
+    _must("status", Text, "'active'"),
+    _may("status_reason", Text),
+    _moment("status_at"),
+    _moment("parked_until"),
+    _may("parked_reason", Text),
+    _must("parks", Integer, "0"),
+    _moment("next_at"),
+    _moment("round_at"),
+    _must("turn_fence", BigInteger, "0"),
+    _moment("turn_until"),
+    _may("turn_worker", Text),
+    _must("dead_turns", SmallInteger, "0"),
+    _now("created_at"),
+    UniqueConstraint("app_id", "address_index"),
+    CheckConstraint("status IN ('active', 'paused', 'reconnect', 'disabled')"),
+    CheckConstraint("turn_until IS NULL OR turn_fence > 0"),
+    _where("mailbox_due", "app_id", "next_at", where="next_at IS NOT NULL AND status = 'active'"),
+    _where("mailbox_turn", "turn_until", where="turn_until IS NOT NULL"),
+    postgresql_with={"fillfactor": 70},
+)  # fmt: skip
+
+message = Table(
+    "message", metadata,
+    _key("id"),
+    _must("app_id", Uuid),
+    _must("mailbox_id", Uuid),
+    _may("idempotency", LargeBinary),
+    _must("request_hash", LargeBinary),
+    _must("state", Text, "'queued'"),
+    _must("version", Integer, "0"),
+    _moment("due_at"),
+    _must("priority", SmallInteger, "1"),
+    _must("attempt", SmallInteger, "0"),
+    _must("prepares", SmallInteger, "0"),
+    _moment("failing_since"),
+    _may("give_up_after", Interval),
+    _moment("expires_at"),
+    _may("on_unknown", Text),
+    _must("recipients", Integer),
+    _must("external", Integer),
+    _must("size", BigInteger),
+    _must("handover", Integer, "0"),
+    _moment("handed_at"),
+    _moment("handover_until"),
+    _moment("handover_end"),
+    _may("handover_fence", BigInteger),
+    _moment("counted_at"),
+    _must("may_have_left", Boolean, "false"),
+    _moment("cancel_asked_at"),
+    _may("provider_id", Text),
+    _may("rfc_message_id", Text),
+    _may("conversation_id", Text),
+    _may("reason", Text),
+    _may("evidence", JSONB),
+    _must("tags", ARRAY(Text), "'{}'"),
+    _now("created_at"),
+    _moment("ended_at"),
+    CheckConstraint("state IN ('queued', 'handing_over', 'unknown', 'sent', 'failed', 'cancelled', 'expired')"),
+    CheckConstraint("priority IN (0, 1, 2)"),
+    CheckConstraint("attempt >= 0"),
+    CheckConstraint("on_unknown IN ('hold', 'resend')"),
+    CheckConstraint("recipients > 0"),
+    CheckConstraint("external BETWEEN 0 AND recipients"),
+    CheckConstraint(
+        "state <> 'handing_over' OR (handed_at IS NOT NULL AND handover_until IS NOT NULL AND handover > 0)"
+    ),
+    CheckConstraint("(state IN ('sent', 'failed', 'cancelled', 'expired')) = (ended_at IS NOT NULL)"),
+    _where("message_idempotency", "app_id", "idempotency", where="idempotency IS NOT NULL", unique=True),
+    _where("message_due", "mailbox_id", "priority", "due_at", where="state = 'queued' AND due_at IS NOT NULL"),
+    _where("message_open", "handover_until", where="state = 'handing_over'"),
+    _where(
+        "message_ledger", "mailbox_id", "counted_at", where="counted_at IS NOT NULL",
+        postgresql_include=["recipients", "external"],
+    ),
+    _where("message_expiry", "expires_at", where="state = 'queued' AND expires_at IS NOT NULL"),
+    _where("message_attention", "app_id", "state", "id", where="state IN ('unknown', 'failed')"),
+    Index("message_mailbox", "mailbox_id", "id"),
+    postgresql_with={
+        "fillfactor": 85, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_analyze_scale_factor": 0.02,
+    },
+)  # fmt: skip
+
+recipient = Table(
+    "recipient", metadata,
+    _of_message(),
+    _must("n", SmallInteger),
+    _must("role", Text),
+    _must("address", LargeBinary),
+    _must("address_index", LargeBinary),
+    _must("external", Boolean),
+    _may("result", Text),
+    PrimaryKeyConstraint("message_id", "n"),
+    CheckConstraint("role IN ('to', 'cc', 'bcc')"),
+    Index("recipient_address", "address_index", "message_id"),
+)  # fmt: skip
+
+message_tag = Table(
+    "message_tag", metadata,
+    _must("app_id", Uuid),
+    _must("tag", Text),
+    _of_message(),
+    PrimaryKeyConstraint("app_id", "tag", "message_id"),
+    Index("message_tag_message", "message_id"),
+)  # fmt: skip
+
+content = Table(
+    "content", metadata,
+    _of_message(primary_key=True),
+    _must("head", LargeBinary),
+    _may("body", LargeBinary),
+    _must("body_hash", LargeBinary),
+)  # fmt: skip
+
+content_chunk = Table(
+    "content_chunk", metadata,
+    _of_message(),
+    _must("n", Integer),
+    _must("data", LargeBinary),
+    PrimaryKeyConstraint("message_id", "n"),
+)  # fmt: skip
+
+usage = Table(
+    "usage", metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _must("mailbox_id", Uuid),
+    _must("counted_at", TIMESTAMP(timezone=True)),
+    _must("messages", Integer, "1"),
+    _must("recipients", Integer),
+    _must("external", Integer),
+    _must("externals", ARRAY(LargeBinary), "'{}'"),
+    _may("message_id", Uuid),
+    _may("handover", Integer),
+    _must("source", Text),
+    CheckConstraint("messages >= 0"),
+    CheckConstraint("recipients >= 0"),
+    CheckConstraint("external >= 0"),
+    Index("usage_ledger", "mailbox_id", "counted_at"),
+    _where("usage_handover", "message_id", "handover", where="message_id IS NOT NULL", unique=True),
+)  # fmt: skip
+
+budget = Table(
+    "budget", metadata,
+    _key("id"),
+    _must("name", Text),
+    _must("measure", Text),
+    _must("per_day", Integer),
+    UniqueConstraint("name"),
+    CheckConstraint("measure IN ('messages', 'recipients', 'external')"),
+    CheckConstraint("per_day >= 0"),
+)  # fmt: skip
+
+budget_hour = Table(
+    "budget_hour", metadata,
+    Column("budget_id", Uuid, ForeignKey("outtray.budget.id", ondelete="CASCADE"), nullable=False),
+    _must("hour", TIMESTAMP(timezone=True)),
+    _must("used", Integer),
+    PrimaryKeyConstraint("budget_id", "hour"),
+    postgresql_with={"fillfactor": 50},
+)  # fmt: skip
+
+mailbox_budget = Table(
+    "mailbox_budget", metadata,
+    Column("mailbox_id", Uuid, ForeignKey("outtray.mailbox.id", ondelete="CASCADE"), nullable=False),
+    Column("budget_id", Uuid, ForeignKey("outtray.budget.id", ondelete="CASCADE"), nullable=False),
+    PrimaryKeyConstraint("mailbox_id", "budget_id"),
+)  # fmt: skip
+
+switch = Table(
+    "switch", metadata,
+    _must("kind", Text),
+    _must("target", Text),
+    _now("since"),
+    _must("actor", Text),
+    _must("why", Text, "''"),
+    PrimaryKeyConstraint("kind", "target"),
+    CheckConstraint("kind IN ('all', 'app', 'provider', 'tag')"),
+)  # fmt: skip
+
+suppression = Table(
+    "suppression", metadata,
+    _must("app_id", Uuid),
+    _must("address_index", LargeBinary),
+    _must("address", LargeBinary),
+    _must("reason", Text),
+    _now("created_at"),
+    PrimaryKeyConstraint("app_id", "address_index"),
+)  # fmt: skip
+
+process = Table(
+    "process", metadata,
+    _key("id", Text),
+    _must("role", Text),
+    _now("started_at"),
+    _now("beat_at"),
+    _must("info", JSONB, "'{}'"),
+)  # fmt: skip
+
+event = Table(
+    "event", metadata,
+    _of_number("event"),
+    _now("at"),
+    _must("xact", Xid8, "pg_current_xact_id()"),
+    _must("horizon", Xid8, "pg_snapshot_xmin(pg_current_snapshot())"),
+    _must("app_id", Uuid),
+    _may("mailbox_id", Uuid),
+    _may("message_id", Uuid),
+    _must("kind", Text),
+    _must("data", JSONB, "'{}'"),
+    Index("event_xact", "xact"),
+    Index("event_order", "id"),
+    _where("event_message", "message_id", where="message_id IS NOT NULL"),
+    postgresql_partition_by="RANGE (at)",
+)  # fmt: skip
+
+journal = Table(
+    "journal", metadata,
+    _of_number("journal"),
+    _now("at"),
+    _may("message_id", Uuid),
+    _may("mailbox_id", Uuid),
+    _must("kind", Text),
+    _may("handover", Integer),
+    _may("actor", Text),
+    _may("detail", JSONB),
+    _where("journal_message", "message_id", where="message_id IS NOT NULL"),
+    _where("journal_mailbox", "mailbox_id", where="message_id IS NULL"),
+    postgresql_partition_by="RANGE (at)",
+)  # fmt: skip

@@ -51,7 +51,7 @@ def enqueue_some(client: Outtray, boxes: list, start: int, count: int) -> None:
 
 @pytest.mark.processes
 @pytest.mark.slow
-def test_kills_and_flushes_send_nothing_twice_and_lose_nothing(database, services, tmp_path, seed):
+def test_kills_and_flushes_send_nothing_twice_and_lose_nothing(database, services, redis, tmp_path, seed):
     chance = random.Random(seed)
     with SmtpServer(tmp_path / "accepted.jsonl", users={f"box{n}@example.org": "pw" for n in range(MAILBOXES)},
                     latency=(0.2, 1.5), seed=seed) as server, Outtray(database.settings) as client:  # fmt: skip
@@ -67,13 +67,13 @@ def test_kills_and_flushes_send_nothing_twice_and_lose_nothing(database, service
             fleet.start("dispatcher", 2)
             fleet.start("worker", 3)
             fleet.wait_alive(db)
-            faults = rage(fleet, db, services, client, boxes, chance)
+            faults = rage(fleet, db, services, redis, client, boxes, chance)
             eventually(lambda: settled(db), 90, "nothing is queued, handed over or held")
             fleet.assert_alive()
         judge(db_rows(database), server, faults)
 
 
-def rage(fleet: Fleet, db, services, client: Outtray, boxes: list, chance: random.Random) -> Faults:
+def rage(fleet: Fleet, db, services, redis, client: Outtray, boxes: list, chance: random.Random) -> Faults:
     """65 s of faults while messages keep coming."""
     faults, begun = Faults(), time.monotonic()
     next_kill, next_flush, redis_back, enqueued = 2.0, 5.0, None, 0
@@ -87,7 +87,7 @@ def rage(fleet: Fleet, db, services, client: Outtray, boxes: list, chance: rando
         if elapsed >= next_flush:
             next_flush += 5.0
             if redis_back is None:
-                client.redis.flushall()
+                redis.flushall()
                 faults.flushes += 1
         if elapsed >= 30 and faults.redis_stops == 0:
             services.valkey.stop()

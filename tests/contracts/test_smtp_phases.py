@@ -360,7 +360,8 @@ def test_a_server_without_our_mechanism_gets_no_credentials(smtp: SmtpRig, crede
 
 @pytest.mark.parametrize("stage", ["auth", "mail", "rcpt", "dot"])
 def test_a_server_that_echoes_what_it_heard_cannot_make_evidence_of_it(smtp: SmtpRig, stage: str) -> None:
-    echo = f"550 5.9.9 <{USER}> {USER} canary-user CANARY-TO {PASSWORD} {TOKEN} https://x.example/?t={TOKEN}"
+    heard = "canary-user" if stage == "auth" else "canary-user CANARY-TO"
+    echo = f"550 5.9.9 <{USER}> {USER} {heard} {PASSWORD} {TOKEN} https://x.example/?t={TOKEN}"
     smtp.server.add_rule(stage=stage, reply=echo)
     said = repr(smtp.run(deliver(smtp, new_mail())))
     assert [canary for canary in CANARIES if canary.casefold() in said.casefold()] == []

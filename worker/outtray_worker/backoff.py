@@ -21,7 +21,7 @@ SPREAD = 0.1
 
 
 def message_backoff(settings: Settings, attempt: int) -> timedelta:
-    """The wait after a message's `attempt`-th own failure (1, 2, …): from 0 to base x 2^(attempt-1), at most the cap."""
+    """The wait after a message's `attempt`-th own failure (1, 2, …): from 0 to base × 2^(attempt-1), or the cap."""
     return _jittered(settings.backoff_base, settings.backoff_cap, attempt)
 
 

@@ -27,7 +27,7 @@ def celery_app(settings: Settings, role: str) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_create_missing_queues=False,
-        task_queues=[Queue(QUEUE, routing_key=QUEUE)],
+        task_queues=[Queue(QUEUE, routing_key=QUEUE)],  # type: ignore[no-untyped-call]
         task_default_queue=QUEUE,
         worker_disable_rate_limits=True,
         broker_connection_retry_on_startup=True,

@@ -39,7 +39,10 @@ def register(app: typer.Typer) -> None:
 
 
 def worker() -> None:
-    """Run one worker: it takes mailboxes' turns and delivers. Start one per core. SIGTERM ends it cleanly."""
+    """Run one worker: it delivers.
+
+    Start one per core. SIGTERM ends it cleanly: handovers under way finish and are recorded.
+    """
     with needs("worker"):
         from outtray_worker.serve import run_worker
     with ready_services() as settings:
@@ -47,7 +50,11 @@ def worker() -> None:
 
 
 def dispatcher() -> None:
-    """Run one dispatcher: due mailboxes become rounds, and time is kept. Two of them survive each other."""
+    """Run one dispatcher: it says whose turn it is.
+
+    Due mailboxes become rounds for the workers; overdue handovers, expiry and retention are its care. Run two, on two
+    machines, and either may die.
+    """
     with needs("worker"):
         from outtray_worker.serve import run_dispatcher
     with ready_services() as settings:
@@ -55,7 +62,10 @@ def dispatcher() -> None:
 
 
 def flower(port: Port = 5555, address: ListenOn = "127.0.0.1") -> None:
-    """Run Flower, read-only: a look at the workers. The queue itself is in PostgreSQL: `outtray status`."""
+    """Run Flower, read-only: a look at the workers.
+
+    The queue itself is in PostgreSQL, so the truth is in: outtray status
+    """
     with needs("worker"):
         from outtray_worker.serve import run_flower
     with ready_services() as settings:
@@ -63,7 +73,10 @@ def flower(port: Port = 5555, address: ListenOn = "127.0.0.1") -> None:
 
 
 def check_mailbox(name: Mailbox, app: AppName = None, as_json: Json = False) -> None:
-    """Connect to the mailbox's server and log in, as a worker would. Sends nothing; exit 1 if it would not work."""
+    """Connect and log in as a worker would; send nothing.
+
+    Exit 1 if a mail would not leave now, with the reason.
+    """
     with needs("worker"):
         from outtray_worker import mailbox_check
         from outtray_worker.providers.smtp import Check
@@ -111,6 +124,6 @@ def _show_trouble(name: str, found: Outcome, as_json: bool) -> None:
 
 
 def _show_reply(evidence: Mapping[str, Any]) -> None:
-    said = [str(evidence[name]) for name in ("code", "enhanced", "text") if evidence.get(name)]
+    said = [str(evidence[name]) for name in ("code", "text") if evidence.get(name)]
     if said:
         errors.print(f"  the server said: {escape(' '.join(said))}", soft_wrap=True)

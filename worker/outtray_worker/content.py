@@ -70,7 +70,7 @@ class ContentReader:
         self._vault = vault
         self._memory = memory
         self._held = 0
-        self._room = asyncio.Condition()
+        self._freed = asyncio.Event()
         self._wanted: deque[tuple[DueMessage, int, asyncio.Future[Content]]] = deque()
         self._more = asyncio.Event()
 
@@ -81,9 +81,10 @@ class ContentReader:
     async def load(self, message: DueMessage) -> Content:
         """Read one message's content; waits for memory first. Raises `ContentMissing`."""
         cost = self._cost(message)
-        async with self._room:
-            await self._room.wait_for(lambda: self._held == 0 or self._held + cost <= self._memory)
-            self._held += cost
+        while self._held and self._held + cost > self._memory:
+            self._freed.clear()
+            await self._freed.wait()
+        self._held += cost
         try:
             return await self._read(message, cost)
         except BaseException:
@@ -100,11 +101,7 @@ class ContentReader:
         """Return memory that `load` took."""
         if held:
             self._held -= held
-            self._notify = asyncio.ensure_future(self._tell())
-
-    async def _tell(self) -> None:
-        async with self._room:
-            self._room.notify_all()
+            self._freed.set()
 
     async def run(self) -> None:
         """Serve `load` in groups, for ever."""

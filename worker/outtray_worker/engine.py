@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+LOOK_AGAIN = 0.5
+"""Seconds between two looks at what keeps a drain from its end."""
+
 
 class Engine:
     """Admits rounds and runs their turns. All methods but the constructor belong to its loop."""
@@ -61,7 +64,7 @@ class Engine:
             async with self._room:
                 await self._room.wait_for(lambda: self.free > 0 or self._process.draining)
             if self._process.draining:
-                await self._give_back(waiting)
+                await self._give_back(waiting, "its worker ends")
                 break
             taken, waiting = waiting[: self.free], waiting[self.free :]
             begun += await self._begin(taken)
@@ -97,13 +100,13 @@ class Engine:
             (wanted if held[host] <= share else surplus).append(box)
         if surplus:
             log.info("mailboxes given back: their host holds its share of this worker", mailboxes=len(surplus))
-            await self._give_back(surplus)
+            await self._give_back(surplus, "its host is busy")
         return wanted
 
-    async def _give_back(self, boxes: list[UUID]) -> None:
+    async def _give_back(self, boxes: list[UUID], reason: str) -> None:
         with contextlib.suppress(psycopg.Error):
             async with self._process.pool.connection() as connection:
-                await give_back(connection, boxes, self._process.settings.host_busy_pause)
+                await give_back(connection, boxes, self._process.settings.host_busy_pause, reason)
 
     # ── turns ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,7 +156,10 @@ class Engine:
             self._room.notify_all()
 
     async def drain(self) -> None:
-        """Return when every turn has ended at its next message and is written."""
+        """Return when every turn has ended at its next message and is written.
+
+        While PostgreSQL is away turns cannot end; then it is enough that no handover is open.
+        """
         await self.notify()
-        while self._turns:
-            await asyncio.wait(self._turns)
+        while self._turns and (self._process.registrar.healthy or self._process.handing_over):
+            await asyncio.wait(self._turns, timeout=LOOK_AGAIN)

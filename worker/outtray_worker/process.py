@@ -25,6 +25,8 @@ from redis.exceptions import RedisError
 
 from outtray_schema import wakes
 from outtray_schema.database import connect_options, conninfo
+from outtray_schema.errors import CannotOpen, UnknownKey
+from outtray_schema.outcome import Held, Parked
 from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault, load_vault
 from outtray_worker.accounts import open_account
@@ -37,7 +39,7 @@ from outtray_worker.heartbeat import beat_for_ever
 from outtray_worker.lease import Leases
 from outtray_worker.metrics import Metrics
 from outtray_worker.pick import pick
-from outtray_worker.providers import Provider, Session
+from outtray_worker.providers import Provider, Session, Shut
 from outtray_worker.quarantine import Quarantine
 from outtray_worker.quotas.check import Quotas
 from outtray_worker.quotas.pace import Pace
@@ -64,6 +66,7 @@ class Process:
         self.settings = settings
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.draining = False
+        self.handing_over = 0
         self.vault: Vault = load_vault(settings)
         self.metrics = Metrics()
         self.crash_point = crash_points(settings.crash_at)
@@ -147,8 +150,20 @@ class Process:
     # ── what turns ask ──────────────────────────────────────────────────────────────────────────────────────────
 
     def open_session(self, box: ClaimedMailbox) -> Session:
-        """The provider's session for one turn of this mailbox. Nothing is connected yet."""
-        return self._providers[box.provider].open(open_account(self.vault, box))
+        """The provider's session for one turn of this mailbox. Nothing is connected yet.
+
+        A mailbox that cannot be opened gets a session that says so: it must not take its round's others with it.
+        """
+        provider = self._providers.get(box.provider)
+        if provider is None:
+            return Shut(Parked(f"this worker has no provider {box.provider}", scope="app"))
+        try:
+            return provider.open(open_account(self.vault, box))
+        except UnknownKey as error:
+            log.error("a key is missing", ring=error.ring, mailbox_id=str(box.id))
+            return Shut(Parked("this worker's key file lacks the key that its credentials were sealed with", scope="app"))
+        except CannotOpen:
+            return Shut(Held("its stored credentials are damaged; connect it again"))
 
     def wake(self, mailbox_id: UUID) -> None:
         """This mailbox is due again at once. A hint; losing it costs one pick."""
@@ -195,12 +210,15 @@ class ProcessThread:
         self.process = process
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
+        self._trouble: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Return once the engine takes rounds."""
+        """Return once the engine takes rounds. Raises what kept it from starting."""
         self._thread.start()
         self._ready.wait()
+        if self._trouble is not None:
+            raise self._trouble
 
     def admit(self, mailbox_ids: list[UUID]) -> int:
         """Block until the round's last mailbox is admitted."""
@@ -226,6 +244,11 @@ class ProcessThread:
     def _run(self) -> None:
         self._loop = uvloop.new_event_loop()
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self.process.open())
-        self._ready.set()
+        try:
+            self._loop.run_until_complete(self.process.open())
+        except BaseException as error:
+            self._trouble = error
+            return
+        finally:
+            self._ready.set()
         self._loop.run_forever()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from outtray_schema.errors import CannotOpen, UnknownKey
 from outtray_schema.outcome import Failed, NotBegun, Outcome, Parked, Retry, Sent, Unknown
 from outtray_worker.claim import ClaimedMailbox, DueMessage
 from outtray_worker.content import Content, ContentMissing
@@ -116,10 +117,10 @@ class Turn:
     async def _deliver(self, message: DueMessage, following: DueMessage | None) -> bool:
         """Deliver one message. False: nothing else of this mailbox can be handed over now."""
         if self._mailbox.dead_turns:
-            return await self._deliver_suspect(message, following)
+            return await self._deliver_suspect(message)
         return await self._attempt_once(message, message.version, False, following)
 
-    async def _deliver_suspect(self, message: DueMessage, following: DueMessage | None) -> bool:
+    async def _deliver_suspect(self, message: DueMessage) -> bool:
         """The last turn died: count this preparation durably before it begins (rule 9)."""
         settings = self._process.settings
         if message.prepares >= settings.poison_after:
@@ -130,7 +131,8 @@ class Turn:
             counting = Refusal(message.id, self._mailbox.id, message.version, kind="preparing", counts=True)
             if not await self._process.registrar.record(counting):
                 return True
-            return await self._attempt_once(message, message.version + 1, True, following)
+            # Nothing is read ahead: what a suspect's reading did would be counted on the message before it.
+            return await self._attempt_once(message, message.version + 1, True, None)
 
     async def _attempt_once(
         self, message: DueMessage, version: int, counted: bool, following: DueMessage | None
@@ -192,11 +194,14 @@ class Turn:
             self._unwritten = self._process.registrar.record(suppressed)
 
     async def _hand_over(self, prepared: Prepared, begin_by: Deadline, answer_by: Deadline) -> Outcome:
+        self._process.handing_over += 1
         try:
             return await prepared.hand_over(begin_by, answer_by)
         except Exception as error:  # a bug of ours after the first byte: whoever says "not sent" now would be guessing
             log.error("a handover ended in an error", error=type(error).__name__, exc_info=True)
             return Unknown(f"internal error: {type(error).__name__}")
+        finally:
+            self._process.handing_over -= 1
 
     def _settle(self, attempt: Attempt, passed: Passed, outcome: Outcome) -> None:
         if not isinstance(outcome, (Sent, Unknown)):  # definitely not accepted: it does not count
@@ -212,6 +217,7 @@ class Turn:
         """Content, connection, login, upload: everything that can be repeated, within one deadline."""
         content: Content | None = None
         ready = None
+        self._process.crash_point("preparing")
         try:
             async with asyncio.timeout(self._process.settings.prepare_limit.total_seconds()):
                 content = await self._content(message)

@@ -43,7 +43,10 @@ def cancel(
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Cancel one message, or all that waits and fits every flag. The answer is true; exit 5 if it may still have left."""
+    """Cancel one message, or all that fits every flag.
+
+    The answer is true: cancelled means that it can no longer leave. Exit 5 if it may have left, or had ended before.
+    """
     filtered = any((tag, mailbox, to))
     if (name is None) != filtered:
         raise UsageError("give a message's id, or at least one of --tag, --mailbox and --to")

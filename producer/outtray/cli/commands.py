@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from outtray.cli import apps, cancel, events, keys, mailboxes, message, migrate, resolve, send, switches, usage
+from outtray.cli import apps, cancel, doctor, events, keys, mailboxes, message, migrate, resolve, send, status, switches, usage
 
 _MAIL = "Mail"
 _CARE = "Care"
@@ -27,6 +27,7 @@ def _add_mail(app: typer.Typer) -> None:
 
 
 def _add_care(app: typer.Typer) -> None:
+    app.command("status", epilog=status.EXAMPLES, rich_help_panel=_CARE)(status.status)
     app.command("pause", epilog=switches.PAUSE_EXAMPLES, rich_help_panel=_CARE)(switches.pause)
     app.command("resume", epilog=switches.RESUME_EXAMPLES, rich_help_panel=_CARE)(switches.resume)
     app.command("events", epilog=events.EXAMPLES, rich_help_panel=_CARE)(events.events)
@@ -38,3 +39,4 @@ def _add_setting_up(app: typer.Typer) -> None:
     mailboxes.group.command("import-usage", epilog=usage.EXAMPLES)(usage.import_usage)
     app.add_typer(keys.group, name="keys", rich_help_panel=_SETTING_UP)
     app.command("migrate", epilog=migrate.EXAMPLES, rich_help_panel=_SETTING_UP)(migrate.migrate)
+    app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel=_SETTING_UP)(doctor.doctor)

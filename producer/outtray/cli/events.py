@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from outtray import Outtray
 from outtray.cli.exits import UsageError
-from outtray.cli.options import AppName, Json, examples
+from outtray.cli.options import AppName, Json, examples, flag
 from outtray.cli.screen import STATES, colored, hint, out, plain, print_json_line
 from outtray.cli.session import database, ready_services
 from outtray.events import Event, EventPage
@@ -33,7 +33,10 @@ Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many a
 def events(
     follow: Follow = False, new: New = False, after: After = None, limit: Limit = 100, app: AppName = None, as_json: Json = False
 ) -> None:
-    """Show events, oldest first. With --json one event a line, each with the `cursor` to go on after it."""
+    """Show what happened, oldest first.
+
+    With --json one event a line; the last one of a page has the `cursor` to go on after it.
+    """
     if new and after:
         raise UsageError("give either --new or --after CURSOR")
     with ready_services() as settings, Outtray(settings, app=app) as outtray:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from outtray.cli import options
 from outtray.cli.exits import UsageError
-from outtray.cli.options import Json, examples
+from outtray.cli.options import Json, examples, flag
 from outtray.cli.screen import count, done, errors, hint, out, print_json, table
 from outtray.cli.session import database, ready_services
 from outtray_schema import keyfile
@@ -32,7 +32,10 @@ KeyId = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, like k2; 
 
 @group.command("new", epilog=examples("outtray keys new /etc/outtray/keys.json"))
 def new(file: File, as_json: Json = False) -> None:
-    """Make a key file, mode 0600. Back it up: without it nothing that is stored can be read."""
+    """Make a key file, mode 0600.
+
+    Back it up: without it nothing that is stored can be read.
+    """
     keyfile.new_key_file(file)
     if as_json:
         print_json({"file": file})
@@ -45,7 +48,10 @@ def new(file: File, as_json: Json = False) -> None:
 def producer(
     file: File, target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file to make.")], as_json: Json = False
 ) -> None:
-    """Derive a file for processes that only enqueue: it can neither store nor read a mailbox's password."""
+    """Derive a file for processes that only enqueue.
+
+    With it they can neither store nor read a mailbox's password.
+    """
     keyfile.without_credentials(file, target)
     if as_json:
         print_json({"file": target, "rings": ["content", "addresses"]})
@@ -62,7 +68,11 @@ def add(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Add a key to a ring and seal new values under it. Restart every process, then rotate."""
+    """Add a key to a ring and seal new values under it.
+
+    Give every process the changed file and restart it, then rotate. Where processes restart one by one, begin with
+    --standby everywhere, then `keys use`.
+    """
     path = _own_file(file)
     key_id = keyfile.add_key(path, ring, primary=not standby)
     if as_json:
@@ -89,7 +99,10 @@ def rotate_ring(
     batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Rows re-encrypted in one transaction.")] = 500,
     as_json: Json = False,
 ) -> None:
-    """Re-encrypt what older keys sealed, in small committed batches. Beside live work; stop it and go on at any time."""
+    """Re-encrypt what older keys sealed.
+
+    In small committed batches, beside live work; stop it and go on at any time.
+    """
     changed = 0
     with ready_services() as settings, database(settings) as connection:
         with errors.status("rotating …") as status:
@@ -110,7 +123,10 @@ def drop(
     file: OwnFile = None,
     as_json: Json = False,
 ) -> None:
-    """Remove a key that seals nothing any more. Refused while any row still needs it."""
+    """Remove a key that seals nothing any more.
+
+    Refused while any stored value still needs it.
+    """
     with ready_services() as settings:
         used = _uses(settings, ring).get(key_id, 0)
     if used:
@@ -124,7 +140,10 @@ def drop(
 
 @group.command("list", epilog=examples("outtray keys list"))
 def show_all(as_json: Json = False) -> None:
-    """Show each ring's keys and how many stored values each sealed. Reads whole tables."""
+    """Show each ring's keys and what they sealed.
+
+    Counts stored values, so it reads whole tables.
+    """
     with ready_services() as settings:
         rings = {ring: _uses(settings, ring) for ring in _own_rings(settings)}
         primaries = {ring: load_vault(settings).ring(ring).primary for ring in rings}

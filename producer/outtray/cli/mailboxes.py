@@ -14,7 +14,7 @@ from rich.markup import escape
 from outtray import Outtray
 from outtray.cli import options, secret
 from outtray.cli.exits import Exit, UsageError
-from outtray.cli.options import AppName, Json, Yes, examples
+from outtray.cli.options import AppName, Json, Yes, examples, flag
 from outtray.cli.screen import MAILBOX_STATES, colored, count, done, facts, hint, moment, out, print_json, table, warn
 from outtray.cli.secret import FromFile, FromStdin
 from outtray.cli.session import client
@@ -89,7 +89,10 @@ def add_smtp(
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Connect a mailbox that sends by SMTP. Asks for its password; nothing is sent."""
+    """Connect a mailbox that sends by SMTP.
+
+    It asks for the password, on the terminal or by the flags below. Nothing is sent.
+    """
     with client(app) as outtray:
         first = not any(each.is_default for each in outtray.mailboxes.list())
         added = outtray.mailboxes.add_smtp(
@@ -178,7 +181,10 @@ def _state(box: MailboxView) -> str:
 
 @group.command("show", epilog=examples("outtray mailbox show ann@example.com"))
 def show(name: Mailbox, app: AppName = None, as_json: Json = False) -> None:
-    """Show one mailbox: server, plan, limits, state. `outtray explain --mailbox` says why it does not send."""
+    """Show one mailbox: server, plan, limits, state.
+
+    Why it does not send is another question: outtray explain --mailbox MAILBOX
+    """
     with client(app) as outtray:
         box = outtray.mailboxes.get(mailbox_name(name))
     if as_json:
@@ -234,7 +240,10 @@ def change(
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Change a mailbox. What is not named stays; a wait for a limit ends, and the next turn judges anew."""
+    """Change a mailbox's plan, limits or password.
+
+    What is not named stays. A wait for a limit ends, and the next turn judges anew.
+    """
     limits = _limits(limit, reserve, pace)
     new_password = password or from_stdin or from_file is not None
     if not (plan or limits or sender is not None or alias or default or new_password):
@@ -271,7 +280,10 @@ def reconnect(
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Give a mailbox new credentials, after a password was changed or revoked. Its queue goes on at once."""
+    """Give a mailbox new credentials.
+
+    For after a password was changed or revoked: its queue is kept and goes on at once.
+    """
     with client(app) as outtray:
         box = outtray.mailboxes.get(mailbox_name(name))
         box = outtray.mailboxes.reconnect(
@@ -299,7 +311,10 @@ def remove(
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Take a mailbox away and erase its credentials. Refused while messages wait in it, unless --cancel."""
+    """Take a mailbox away and erase its credentials.
+
+    Refused while messages wait in it, unless --cancel.
+    """
     with client(app) as outtray:
         box = outtray.mailboxes.get(mailbox_name(name))
         if not yes and not as_json and not typer.confirm(f"Remove {box.address} and erase its credentials?"):

@@ -21,6 +21,9 @@ from outtray.find import JournalEntry, MessageView, Page
 
 group = options.group("Messages: list them, show one.")
 
+WIDE = 100
+"""Columns from which a list shows subjects too."""
+
 MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id.")]
 
 
@@ -62,30 +65,33 @@ def list_messages(
 
 
 def _show_page(page: Page[MessageView]) -> None:
-    now = datetime.now(UTC)
-    shown = table("id", "state", "when", "to", "subject")
-    shown.columns[0].no_wrap = shown.columns[1].no_wrap = shown.columns[2].no_wrap = True
-    shown.columns[3].overflow = shown.columns[4].overflow = "ellipsis"
-    shown.columns[3].no_wrap = shown.columns[4].no_wrap = True
+    # An id is there to be copied: in a narrow terminal the subject goes, not half of the id.
+    columns = ("id", "state", "when", "to", "subject") if out.width >= WIDE else ("id", "state", "when", "to")
+    shown = table(*columns)
+    for column, least in zip(shown.columns, (36, 7, 8, 10, 10), strict=False):
+        column.no_wrap, column.overflow, column.min_width = True, "ellipsis", least
     for each in page.items:
-        when = each.ended_at or each.handed_at or each.due_at
-        shown.add_row(
-            str(each.id), colored(each.state, STATES), relative(when, now) if when else "", _first(each), escape(each.subject)
-        )
+        shown.add_row(*_cells(each)[: len(columns)])
     out.print(shown if page.items else "No messages.")
     if page.next_cursor:
         hint(f"more: --cursor {page.next_cursor}")
 
 
+def _cells(message: MessageView) -> tuple[str, ...]:
+    when = message.ended_at or message.handed_at or message.due_at
+    since = relative(when, datetime.now(UTC)) if when else ""
+    return str(message.id), colored(message.state, STATES), since, _first(message), escape(message.subject)
+
+
 def _first(message: MessageView) -> str:
-    addresses = [each.address.email for each in message.recipients]
+    addresses = [each.address for each in message.recipients]
     more = f" +{len(addresses) - 1}" if len(addresses) > 1 else ""
     return escape(addresses[0]) + more if addresses else ""
 
 
 @group.command("show", epilog=examples("outtray message show 0199b0c2-…", "outtray message show 0199b0c2-… --json"))
 def show(name: MessageId, app: AppName = None, as_json: Json = False) -> None:
-    """Show one message: every id, every time, and its journal."""
+    """Show one message: ids, times, journal."""
     with client(app) as outtray:
         found = outtray.get(message_id(name))
         journal = outtray.journal(found.id)
@@ -107,7 +113,7 @@ def _facts(message: MessageView) -> Iterator[tuple[str, str]]:
     yield "subject", escape(message.subject)
     yield "from", escape(message.sender.email) if message.sender else ""
     for role in ("to", "cc", "bcc"):
-        yield role, escape(", ".join(each.address.email for each in message.recipients if each.role == role))
+        yield role, escape(", ".join(each.address for each in message.recipients if each.role == role))
     yield "mailbox", str(message.mailbox_id)
     yield "tags", escape(", ".join(message.tags))
     yield "metadata", escape(" ".join(_pairs(message.metadata)))
@@ -139,7 +145,7 @@ def _times(message: MessageView, now: datetime) -> Iterator[tuple[str, str]]:
 
 
 def _journal(journal: Sequence[JournalEntry]) -> Any:
-    page = table("journal", "#handover", "what", "by", "detail")
+    page = table("journal", "#no.", "what", "by", "detail")
     page.columns[4].overflow = "fold"
     page.columns[0].no_wrap = page.columns[2].no_wrap = True
     for entry in journal:

@@ -11,7 +11,10 @@ EXAMPLES = examples("outtray migrate", "outtray migrate --json")
 
 
 def migrate(as_json: Json = False) -> None:
-    """Bring the database to this version. Safe to run at any time, and from several places at once."""
+    """Bring the database to this version.
+
+    Safe to run at any time, and from several places at once.
+    """
     with services() as settings:
         with database(settings) as connection:
             before = revision(connection)

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from outtray.cli.exits import UsageError
 from outtray.cli.message import MessageId, message_id
-from outtray.cli.options import AppName, Json, examples
+from outtray.cli.options import AppName, Json, examples, flag
 from outtray.cli.screen import STATES, colored, done, print_json
 from outtray.cli.session import client
 
@@ -33,7 +33,10 @@ def resolve(
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Decide about an unknown message. The decision, who took it and why are kept in its journal."""
+    """Decide about an unknown message.
+
+    The decision, who took it, when and why are kept in its journal.
+    """
     decision = _decision(sent, resend, fail)
     with client(app) as outtray:
         message = outtray.resolve(message_id(name), decision, note)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from outtray.cli.exits import UsageError
+from outtray.cli.options import flag
 
 MOST = 64 * 1024
 """Bytes that a secret may have: an OAuth token is a few KiB."""

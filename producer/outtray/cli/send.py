@@ -14,7 +14,7 @@ import typer
 from outtray import Outtray
 from outtray.cli.exits import Exit, UsageError
 from outtray.cli.mailboxes import MailboxOption
-from outtray.cli.options import AppName, Json, examples
+from outtray.cli.options import AppName, Json, examples, flag
 from outtray.cli.screen import STATES, colored, count, done, errors, hint, moment, out, plain, print_json
 from outtray.cli.send_file import FileOrder, send_file
 from outtray.cli.session import database, ready_services
@@ -128,9 +128,10 @@ def send(
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Accept a message durably; a worker delivers it from the mailbox. From then on it is never lost and never doubled.
+    """Accept a message, or a file of them, durably.
 
-    The flags of this command are seen in the machine's process list: what is confidential goes into --file.
+    From then on a worker delivers it from its mailbox: never lost, never doubled, never over a limit.
+    Flags can be seen in the machine's process list: what is confidential goes into --file.
     """
     addresses: dict[str, Any] = {"to": to, "cc": cc, "bcc": bcc, "reply_to": reply_to, "from": sender}
     if file is not None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from outtray import Outtray
 from outtray.cli.exits import UsageError
 from outtray.cli.mailboxes import mailbox_name
-from outtray.cli.options import Json, Why, examples
+from outtray.cli.options import Json, Why, examples, flag
 from outtray.cli.screen import done, out, print_json
 from outtray.cli.session import client
 
@@ -51,7 +51,10 @@ def pause(
     why: Why = "",
     as_json: Json = False,
 ) -> None:
-    """Let nothing of it leave until it is resumed. What is with a provider this moment may still leave."""
+    """Let nothing of it leave until it is resumed.
+
+    Binding from its commit on; what is with a provider at this moment may still leave. Messages keep their attempts.
+    """
     target = _target(everything, app, provider, tag, mailbox)
     with client(_app_of(target, app)) as outtray:
         _pause(outtray, target, why)

@@ -44,7 +44,10 @@ def import_usage(
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Count what the mailbox sent by another system in the last 24 hours. All rows are taken, or none."""
+    """Count what the mailbox sent elsewhere today.
+
+    By another system, in the last 24 hours, so that the first day with us keeps its limits. All rows, or none.
+    """
     if (file is None) == (messages == 0):
         raise UsageError("give either --messages N (and --recipients N), or --file FILE")
     used = UsageRow(time_of(at, "--at"), messages, max(recipients, messages), external)

@@ -17,7 +17,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """A mailbox. `used_elsewhere` messages left from it by another system within the last day: its usage is imported."""
+    """A mailbox. `used_elsewhere` messages left from it elsewhere within the last day."""
 
     address: str
     name: str

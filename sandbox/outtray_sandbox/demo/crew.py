@@ -82,7 +82,9 @@ class Crew:
         """Raise `EndedByItself` if a process is gone that nobody ended."""
         for member in self.members:
             if (status := member.process.poll()) is not None:
-                raise EndedByItself(f"{member} ended by itself with status {status}; its last lines:\n{_tail(member.log)}")
+                raise EndedByItself(
+                    f"{member} ended by itself with status {status}; its last lines:\n{_tail(member.log)}"
+                )
 
     def end(self) -> dict[str, int]:
         """SIGTERM to all, and how each ended: its exit status by name. One that does not end in time is killed (-9)."""

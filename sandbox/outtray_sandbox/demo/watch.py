@@ -4,40 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from outtray_sandbox.demo.cast import PLAYERS, Player
 from outtray_sandbox.demo.stage import Stage
+from outtray_schema.ledger import USED, Allowance, allowances, used_parameters
 
-# Reads every mailbox with its messages by state and what counts in its ledger now; locks nothing.
+# Reads every mailbox with its messages by state; locks nothing.
 LOOK = """
-SELECT b.id, b.status, b.status_reason, b.parked_reason, b.turn_until IS NOT NULL AS in_turn, b.turn_worker,
-    CASE WHEN b.parked_until > t.now THEN b.parked_until END AS parked_until, t.now,
-    m.queued, m.handing_over, m.sent, m.unknown, m.failed, m.others,
-    m.messages + u.messages AS messages, m.recipients + u.recipients AS recipients, m.external + u.external AS external
+SELECT b.id, b.status, b.status_reason, b.turn_until IS NOT NULL AS in_turn, b.turn_worker, t.now,
+    CASE WHEN b.parked_until > t.now THEN b.parked_until END AS parked_until,
+    CASE WHEN b.parked_until > t.now THEN b.parked_reason END AS parked_reason, m.*
 FROM outtray.mailbox b, (SELECT outtray.outtray_now() AS now) AS t, LATERAL (
     SELECT count(*) FILTER (WHERE m.state = 'queued') AS queued,
         count(*) FILTER (WHERE m.state = 'handing_over') AS handing_over,
         count(*) FILTER (WHERE m.state = 'sent') AS sent,
         count(*) FILTER (WHERE m.state = 'unknown') AS unknown,
-        count(*) FILTER (WHERE m.state = 'failed') AS failed,
-        count(*) FILTER (WHERE m.state IN ('cancelled', 'expired')) AS others,
-        count(*) FILTER (WHERE m.counted_at > t.now - interval '24 h') AS messages,
-        coalesce(sum(m.recipients) FILTER (WHERE m.counted_at > t.now - interval '24 h'), 0) AS recipients,
-        coalesce(sum(m.external) FILTER (WHERE m.counted_at > t.now - interval '24 h'), 0) AS external
-    FROM outtray.message m WHERE m.mailbox_id = b.id) AS m, LATERAL (
-    SELECT coalesce(sum(u.messages), 0) AS messages, coalesce(sum(u.recipients), 0) AS recipients,
-        coalesce(sum(u.external), 0) AS external
-    FROM outtray.usage u WHERE u.mailbox_id = b.id AND u.counted_at > t.now - interval '24 h') AS u
+        count(*) FILTER (WHERE m.state IN ('failed', 'cancelled', 'expired')) AS failed
+    FROM outtray.message m WHERE m.mailbox_id = b.id) AS m
 """
 
-# Reads the handovers of a mailbox that are open, with their worker; locks nothing.
+# Reads the open handovers of a mailbox that began after a moment, with the worker that holds them; locks nothing.
 OPEN_HANDOVERS = """
-SELECT m.id, m.handed_at, b.turn_worker FROM outtray.message m JOIN outtray.mailbox b ON b.id = m.mailbox_id
-WHERE m.mailbox_id = %(mailbox)s AND m.state = 'handing_over'
+SELECT m.id, b.turn_worker FROM outtray.message m JOIN outtray.mailbox b ON b.id = m.mailbox_id
+WHERE m.mailbox_id = %(mailbox)s AND m.state = 'handing_over' AND m.handed_at > %(after)s
 """
+CLOCK = "SELECT outtray.outtray_now() AS now"
 
 # Reads which processes have said that they are alive; locks nothing.
 ALIVE = "SELECT p.id FROM outtray.process p"
@@ -45,31 +39,67 @@ ALIVE = "SELECT p.id FROM outtray.process p"
 
 @dataclass(frozen=True, slots=True)
 class BoxNow:
-    """One mailbox at one moment. `used` and `allowed` speak of the daily limit that it is nearest to, `measure`."""
+    """One mailbox at one moment. `used` and `allowed` speak of the daily limit that it is nearest to, `measure`.
+
+    `failed` counts whatever ended without being sent.
+    """
 
     player: Player
     status: str
+    status_reason: str | None
     queued: int
     handing_over: int
     sent: int
     unknown: int
     failed: int
-    others: int
+    worker: str | None
     in_turn: bool
+    parked_reason: str | None
+    parked_until: datetime | None
+    parked_for: timedelta
     used: int
     allowed: int
     measure: str
-    state: str
 
     @property
-    def total(self) -> int:
-        return self.queued + self.handing_over + self.sent + self.unknown + self.failed + self.others
+    def at_its_limit(self) -> bool:
+        return self.parked_reason is not None and self.parked_reason.startswith("quota")
 
     @property
-    def waits_for_good(self) -> bool:
-        """What is left waits for hours or for its owner: nothing more happens to it in this demo."""
-        at_limit = self.state.startswith("parked") and "daily limit" in self.state
-        return self.queued == 0 or self.status == "reconnect" or at_limit
+    def settled(self) -> bool:
+        """Whether nothing more will happen here: what is left, if anything, waits for hours or for its owner."""
+        if self.handing_over or self.unknown or self.in_turn:
+            return False
+        return self.queued == 0 or self.status != "active" or self.at_its_limit
+
+    @property
+    def state(self) -> str:
+        """The state and its reason in words."""
+        if self.status != "active":
+            return f"{self.status}: {self.status_reason}"
+        if self.queued and self.parked_until is not None:
+            return self._parked(self.parked_until)
+        if self.queued + self.handing_over == 0:
+            return self._done()
+        if self.worker:
+            return f"{self.worker} is sending"
+        return "its worker is gone: free when the lease ends" if self.in_turn else "waits for its turn"
+
+    def _parked(self, until: datetime) -> str:
+        if self.at_its_limit:
+            limit = f"{self.allowed:,} {self.measure}"
+            return f"parked until {until.astimezone():%H:%M}: its daily limit of {limit} is reached"
+        seconds = f"{self.parked_for.total_seconds():.0f} s"
+        return (
+            f"paced: the next one in {seconds}"
+            if self.parked_reason == "pace"
+            else f"parked for {seconds}: {self.parked_reason}"
+        )
+
+    def _done(self) -> str:
+        if self.unknown:
+            return "waits for a decision: nobody can tell whether it left"
+        return "all sent" if self.sent else "nothing to do"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,70 +117,57 @@ class Now:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more will happen: no handover, no unknown, no lease, and all that waits, waits for good."""
-        quiet = not any(box.handing_over or box.unknown or box.in_turn for box in self.boxes)
-        return quiet and all(box.waits_for_good for box in self.boxes)
+        return all(box.settled for box in self.boxes)
 
 
 def look(stage: Stage) -> Now:
     """Read how things stand."""
     rows = {row["id"]: row for row in stage.database.execute(LOOK).fetchall()}
-    return Now(tuple(_box(stage, player, rows[stage.boxes[player.address].id]) for player in PLAYERS))
+    limits = [(box.id, box.limits) for box in stage.boxes.values()]
+    left = allowances(limits, stage.database.execute(USED, used_parameters(limits)).fetchall())
+    ids = [(player, stage.boxes[player.address].id) for player in PLAYERS]
+    return Now(tuple(_box(stage, player, rows[box], left[box]) for player, box in ids))
 
 
-def open_handovers(stage: Stage, player: Player) -> list[tuple[UUID, datetime, str | None]]:
-    """The open handovers of a mailbox: message, since when, and the process that holds it."""
-    found = stage.database.execute(OPEN_HANDOVERS, {"mailbox": stage.boxes[player.address].id}).fetchall()
-    return [(row["id"], row["handed_at"], row["turn_worker"]) for row in found]
+def clock(stage: Stage) -> datetime:
+    """The database's clock, which every time in the tables is read from."""
+    return _only(stage.database.execute(CLOCK).fetchone())["now"]  # type: ignore[no-any-return]
 
 
-def alive(stage: Stage) -> bool:
+def open_handovers(stage: Stage, player: Player, after: datetime) -> list[tuple[UUID, str | None]]:
+    """The open handovers of a mailbox that began after a moment: message, and the process that holds it."""
+    asked = {"mailbox": stage.boxes[player.address].id, "after": after}
+    return [(row["id"], row["turn_worker"]) for row in stage.database.execute(OPEN_HANDOVERS, asked).fetchall()]
+
+
+def all_alive(stage: Stage) -> bool:
     """Whether every process of the crew has said that it is alive."""
     beaten = {row["id"] for row in stage.database.execute(ALIVE).fetchall()}
     return {member.id for member in stage.crew.members} <= beaten
 
 
-def _box(stage: Stage, player: Player, row: Mapping[str, Any]) -> BoxNow:
-    measure, allowed = _nearest(stage, player, row)
+def _box(stage: Stage, player: Player, row: Mapping[str, Any], allowance: Allowance) -> BoxNow:
+    daily = stage.boxes[player.address].limits.daily
+    measure = max(daily, key=lambda name: allowance.used(name) / daily[name])
+    until: datetime | None = row["parked_until"]
+    worker = stage.crew.named(row["turn_worker"])
     return BoxNow(
         player=player,
         **{name: row[name] for name in _AS_READ},
-        used=int(row[measure]),
-        allowed=allowed,
+        worker=str(worker) if worker else None,
+        parked_for=until - row["now"] if until else timedelta(0),
+        used=allowance.used(measure),
+        allowed=daily[measure],
         measure=measure,
-        state=_in_words(stage, row, measure, allowed),
     )
 
 
-_AS_READ = ("status", "queued", "handing_over", "sent", "unknown", "failed", "others", "in_turn")
+_AS_READ = (
+    "status", "status_reason", "queued", "handing_over", "sent", "unknown", "failed", "in_turn", "parked_reason",
+    "parked_until",
+)  # fmt: skip
 
 
-def _nearest(stage: Stage, player: Player, row: Mapping[str, Any]) -> tuple[str, int]:
-    """The daily limit of which most is used."""
-    daily = stage.boxes[player.address].limits.daily
-    return max(daily.items(), key=lambda limit: int(row[limit[0]]) / limit[1])
-
-
-def _in_words(stage: Stage, row: Mapping[str, Any], measure: str, allowed: int) -> str:
-    if row["status"] != "active":
-        return f"{row['status']}: {row['status_reason']}"
-    if row["queued"] and row["parked_until"]:
-        return _parked(row, measure, allowed)
-    if row["unknown"]:
-        return f"{row['unknown']} unknown: nobody can tell whether it left; it waits for a decision"
-    if row["queued"] + row["handing_over"] == 0:
-        return "all sent" if row["sent"] else "nothing to do"
-    worker = stage.crew.named(row["turn_worker"])
-    if worker:
-        return f"{worker} is sending"
-    return "its worker is gone; free when the lease ends" if row["in_turn"] else "waits for its turn"
-
-
-def _parked(row: Mapping[str, Any], measure: str, allowed: int) -> str:
-    until: datetime = row["parked_until"]
-    reason = str(row["parked_reason"])
-    if reason.startswith("quota"):
-        return f"parked until {until.astimezone():%H:%M}: daily limit of {allowed:,} {measure} reached"
-    if reason == "pace":
-        return f"paced: next in {(until - row['now']).total_seconds():.0f} s"
-    return f"parked for {(until - row['now']).total_seconds():.0f} s: {reason}"
+def _only(row: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    assert row is not None  # noqa: S101 - the statement has exactly one row
+    return row

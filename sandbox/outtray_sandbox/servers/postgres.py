@@ -15,7 +15,10 @@ from outtray_sandbox.servers.place import Account, Place
 from outtray_sandbox.servers.running import keep_short, kill, server_of, tail, working_in, write_private
 from outtray_schema.errors import SettingsError
 
-ROLE = DATABASE = "outtray"
+DATABASE = "outtray"
+# Not "outtray": PostgreSQL looks into a schema named as the role before all others, and a statement of ours that
+# forgets to name its schema would work here and nowhere else.
+ROLE = "embedded"
 StopMode = Literal["smart", "fast", "immediate"]
 
 # Errors stay out of the log: their texts and details quote values, and values are addresses and keys of apps. The

@@ -74,3 +74,16 @@ class Provider(Protocol):
     name: str
 
     def open(self, account: Account) -> Session: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shut:
+    """The session of a mailbox that could not be opened: every mail gets the same outcome, and none is touched."""
+
+    outcome: Outcome
+
+    async def prepare(self, mail: Mail) -> Outcome:
+        return self.outcome
+
+    async def close(self) -> None:
+        return None

@@ -14,4 +14,17 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DROP SCHEMA outtray CASCADE")
+    """Drop everything but Alembic's own table, in which it is about to note that we are gone."""
+    op.execute("""
+        DO $$ DECLARE statement text; BEGIN
+            FOREACH statement IN ARRAY ARRAY(
+                SELECT format('DROP TABLE IF EXISTS %s CASCADE', oid::regclass) FROM pg_class
+                WHERE relnamespace = 'outtray'::regnamespace AND relkind IN ('r', 'p') AND relname <> 'alembic_version'
+                UNION ALL
+                SELECT format('DROP SEQUENCE IF EXISTS %s', oid::regclass) FROM pg_class
+                WHERE relnamespace = 'outtray'::regnamespace AND relkind = 'S'
+                UNION ALL
+                SELECT format('DROP FUNCTION IF EXISTS %s CASCADE', oid::regprocedure) FROM pg_proc
+                WHERE pronamespace = 'outtray'::regnamespace)
+            LOOP EXECUTE statement; END LOOP;
+        END $$""")

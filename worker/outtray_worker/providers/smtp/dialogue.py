@@ -206,6 +206,8 @@ async def write(link: Link, data: bytes) -> None:
         except (OSError, TimeoutError):
             link.heed()
             raise
+        # A kernel that takes all at once would keep us from hearing the server, and the loop from its other work.
+        await asyncio.sleep(0)
     link.heed()
 
 

@@ -22,7 +22,7 @@ from aiosmtplib.protocol import SMTPProtocol
 _LINE = re.compile(rb"([2-5]\d\d)(?:([ -])([^\r\n]*))?\r?\n")
 # RFC 5321 4.5.3.1.5 allows 512 bytes a line; servers exceed it in EHLO and in long policy texts.
 _LONGEST_LINE = 8192
-_LONGEST_REPLY = 4 * _LONGEST_LINE
+_MOST_LINES = 500
 _ABORT = struct.pack("ii", 1, 0)
 
 
@@ -68,11 +68,11 @@ class Wire(SMTPProtocol):
 
     def _take(self, line: bytes) -> None:
         found = _LINE.fullmatch(line)
-        if found is None or (self._lines and found[1] != self._code):
+        if found is None or len(line) > _LONGEST_LINE or (self._lines and found[1] != self._code):
             raise Garbled("a line that is no SMTP reply")
         self._code = found[1]
         self._lines.append(found[3] or b"")
-        if sum(map(len, self._lines)) > _LONGEST_REPLY:
+        if len(self._lines) > _MOST_LINES:
             raise Garbled("a reply that does not end")
         if found[2] != b"-":
             self._replies.append(SMTPResponse(int(self._code), b"\n".join(self._lines).decode("utf-8", "replace")))

@@ -1,0 +1,132 @@
+"""A whole worker inside the test: its process, engine, registrar and turns, with a scripted provider behind them.
+
+PostgreSQL and Valkey are real, messages come in through the real client; only the network and Celery are left out, so
+that a test can stand in the middle of a handover, let a turn die, or move the clock by a day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg.types.json import Jsonb
+
+from outtray import Message, Outtray
+from outtray_schema import bindings
+from outtray_schema.outcome import Outcome
+from outtray_schema.settings import Settings
+from outtray_worker.pick import pick
+from outtray_worker.process import Process
+from outtray_worker.providers.memory import Answer, MemoryProvider
+from outtray_worker.tend import tend
+from world import World, world
+
+SETTLE = timedelta(seconds=60)
+
+
+@dataclass
+class Inside:
+    """One worker process in this test's loop."""
+
+    process: Process
+    provider: Any
+    client: Outtray
+    w: World
+
+    async def mailbox(self, limits: dict[str, Any] | None = None, **columns: Any) -> UUID:
+        """A mailbox of the provider `memory`; without daily limits unless `limits` sets one."""
+        mailbox_id = uuid4()
+        address = json.dumps({"address": f"box-{mailbox_id}@example.org", "name": "", "aliases": []}).encode()
+        no_limits: dict[str, Any] = {"messages": None, "recipients_per_message": None}
+        sealed = self.process.vault.addresses.encrypt(address, bindings.mailbox_address(mailbox_id))
+        values = {"id": mailbox_id, "address": sealed, "limits": Jsonb(no_limits | (limits or {}))}
+        return await self.w.mailbox(**values, **columns)
+
+    def enqueue(self, box: UUID, count: int = 1, **fields: Any) -> list[UUID]:
+        """Messages by the real client, in the order of their due times."""
+        message = {"to": "to@example.net", "subject": "s", "text": "t"} | fields
+        return [self.client.enqueue(Message(mailbox=box, **message)).id for _ in range(count)]
+
+    def answers(self, *outcomes: Outcome | Answer) -> None:
+        """What the provider says to the next handovers, in turn."""
+        for outcome in outcomes:
+            self.provider.answer(outcome if isinstance(outcome, Answer) else Answer("hand_over", outcome))
+
+    async def round(self) -> int:
+        """One round of all due mailboxes, until its turns have ended. Returns how many turns began."""
+        begun = await self.begin()
+        await self.process.engine.drain()
+        return begun
+
+    async def begin(self) -> int:
+        """Admit all due mailboxes, and leave their turns running."""
+        picked = await pick(self.w.db, 1000, timedelta(0))
+        return await self.process.engine.admit(picked)
+
+    async def until_idle(self) -> None:
+        """Rounds until nothing is due at this time of the clock."""
+        while await self.round():
+            pass
+
+    async def later(self, by: timedelta) -> None:
+        """Move the clock, and let time do what it does to turns and messages."""
+        await self.w.shift(by)
+        await tend(self.w.db, SETTLE)
+
+    async def message(self, message_id: UUID) -> dict[str, Any]:
+        return await self.w.row("message", message_id)
+
+    async def box(self, mailbox_id: UUID) -> dict[str, Any]:
+        return await self.w.row("mailbox", mailbox_id)
+
+    async def states(self) -> Counter[str]:
+        rows = await self.w.rows("SELECT state, count(*) AS n FROM outtray.message GROUP BY state")
+        return Counter({row["state"]: row["n"] for row in rows})
+
+    async def events(self, kind: str) -> list[dict[str, Any]]:
+        return await self.w.rows("SELECT * FROM outtray.event WHERE kind = %s ORDER BY id", kind)
+
+    async def journal(self, message_id: UUID) -> list[str]:
+        query = "SELECT kind FROM outtray.journal WHERE message_id = %s ORDER BY at, id"
+        return [row["kind"] for row in await self.w.rows(query, message_id)]
+
+    @property
+    def accepted(self) -> list[UUID]:
+        """What the provider took, in its order."""
+        return [accepted.message_id for accepted in self.provider.accepted]
+
+
+class Died(asyncio.CancelledError):
+    """Raised inside a turn it ends it where it stands: nothing is written, no lease is given back, as by `kill -9`."""
+
+
+def dies_at(point: str, when: Callable[[], bool] = lambda: True) -> Callable[[str], None]:
+    """A crash point that ends the one turn instead of the process."""
+
+    def reach(reached: str) -> None:
+        if reached == point and when():
+            raise Died
+
+    return reach
+
+
+@asynccontextmanager
+async def inside(settings: Settings, provider: Any = None, **changes: Any) -> AsyncIterator[Inside]:
+    """A worker's process, opened; `changes` are settings of this worker alone."""
+    memory = provider or MemoryProvider()
+    async with world(settings) as w:
+        process = Process(settings.model_copy(update=changes), {"memory": memory})
+        await process.open()
+        app = w.app_id.hex
+        with Outtray(settings, app=app) as client:
+            try:
+                yield Inside(process, memory, client, w)
+            finally:
+                await process.close()

@@ -1,0 +1,59 @@
+"""What the buckets are told by PostgreSQL: handovers of the last minute, and provider apps with a pace of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+# Handovers that began within the last minute; locks nothing. What counts ends no earlier than it began, so that the
+# ledger's index finds it. A handover that was definitely refused is no longer seen here: it is in the bucket alone.
+LAST_MINUTE = """
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() - interval '1 minute' AS since)
+SELECT box.id,
+    (SELECT count(*) FROM outtray.message m
+     WHERE m.mailbox_id = box.id AND m.counted_at > (SELECT since FROM t) AND m.handed_at > (SELECT since FROM t))
+    + coalesce((SELECT sum(u.messages) FROM outtray.usage u
+                WHERE u.mailbox_id = box.id AND u.counted_at > (SELECT since FROM t)), 0) AS used
+FROM unnest(%(ids)s::uuid[]) AS box (id)
+"""
+
+# Provider apps with a pace, and how many workers draw from each; locks nothing.
+PROVIDER_APPS = """
+SELECT a.name, a.per_minute, greatest(1, (
+    SELECT count(*) FROM outtray.process p
+    WHERE p.role = 'worker' AND p.beat_at > outtray.outtray_now() - interval '30 seconds')) AS workers
+FROM outtray.provider_app a WHERE a.name = ANY(%(names)s) AND a.per_minute IS NOT NULL
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AppPace:
+    """A provider app's pace, which all of its mailboxes share, and the number of workers that are alive."""
+
+    per_minute: int
+    workers: int
+
+    @property
+    def burst(self) -> int:
+        """One second's worth."""
+        return max(1, self.per_minute // 60)
+
+
+async def used_last_minute(connection: AsyncConnection[Any], mailbox_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Handovers that each mailbox began in the last minute, by one statement; none at all without mailboxes."""
+    if not mailbox_ids:
+        return {}
+    cursor = await connection.execute(LAST_MINUTE, {"ids": list(mailbox_ids)}, prepare=True)
+    return {row[0]: int(row[1]) for row in await cursor.fetchall()}
+
+
+async def read_app_paces(connection: AsyncConnection[Any], names: Sequence[str]) -> dict[str, AppPace]:
+    """The provider apps among `names` that have a pace of their own."""
+    if not names:
+        return {}
+    cursor = await connection.execute(PROVIDER_APPS, {"names": list(names)}, prepare=True)
+    return {name: AppPace(per_minute, workers) for name, per_minute, workers in await cursor.fetchall()}
