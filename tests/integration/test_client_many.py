@@ -42,9 +42,7 @@ def test_each_batch_is_a_transaction_and_progress_says_how_far_it_is(database, c
 def test_a_refused_message_ends_it_with_nothing_of_its_batch_stored(database, client):
     with pytest.raises(ManyRefused) as ended:
         client.enqueue_many(numbered(1300, bad={7, 702, 703}), keep_going=False)
-    assert [problem.field for problem in ended.value.problems] == ["[7].to[0]"] or [
-        problem.field for problem in ended.value.problems
-    ] == ["[7].to"]
+    assert [problem.field for problem in ended.value.problems] == ["[7].to"]
     assert count(database.settings, "message") == 0
     with pytest.raises(ManyRefused) as ended:
         client.enqueue_many(numbered(1300, bad={702, 703}))

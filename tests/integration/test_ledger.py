@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection
 
+from outtray_schema import ledger
 from outtray_schema.database import conninfo
 from outtray_schema.plans import Limits
 from outtray_worker.quotas.ledger import Allowance, frees_at, read_allowances, read_externals
 from world import World, gate, run, world
 
+NO_ID = UUID(int=0)
 DAY = timedelta(hours=24)
 MINUTE = timedelta(minutes=1)
 PEOPLE = [bytes([n]) * 16 for n in range(6)]
@@ -30,7 +32,7 @@ class Asked:
 
     recipients: int
     external: int
-    id: UUID = UUID(int=0)
+    id: UUID = NO_ID
 
 
 @dataclass(frozen=True)
@@ -286,8 +288,8 @@ def test_the_ledger_reads_an_index_that_is_bounded_by_the_window(database):
             await w.db.execute(
                 "INSERT INTO outtray.message (id, app_id, mailbox_id, request_hash, recipients, external, size,"
                 " rfc_message_id, state, ended_at, counted_at)"
-                " SELECT gen_random_uuid(), %(app)s, CASE WHEN n %% 2 = 0 THEN %(box)s::uuid ELSE %(other)s END, '', 1, 1, 1,"
-                " 'x', 'sent', outtray.outtray_now(), outtray.outtray_now() - interval '25 hours' - n * interval '1 s'"
+                " SELECT gen_random_uuid(), %(app)s, CASE WHEN n %% 2 = 0 THEN %(box)s::uuid ELSE %(other)s END,"
+                " '', 1, 1, 1, 'x', 'sent', outtray.outtray_now(), outtray.outtray_now() - interval '25 hours' - n * interval '1 s'"
                 " FROM generate_series(1, 20000) AS n",
                 {"app": w.app_id, "box": box, "other": other},
             )
@@ -295,7 +297,8 @@ def test_the_ledger_reads_an_index_that_is_bounded_by_the_window(database):
             await w.message(box, state="sent", ended_at=await w.now(), counted_at=await w.now())
             await w.db.execute("VACUUM ANALYZE outtray.message")
             plan = await _explained(w.db, box)
-            scans = [node for node in _nodes(plan) if node.get("Index Name") == "message_ledger"]
+            ran = [node for node in _nodes(plan) if node["Actual Loops"]]
+            scans = [node for node in ran if node.get("Index Name") == "message_ledger"]
             assert scans and all(node["Node Type"] == "Index Only Scan" for node in scans)
             assert all(node["Actual Rows"] <= 1 for node in scans)
             touched = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
@@ -305,8 +308,6 @@ def test_the_ledger_reads_an_index_that_is_bounded_by_the_window(database):
 
 
 async def _explained(db: AsyncConnection[Any], box: UUID) -> dict[str, Any]:
-    from outtray_schema import ledger
-
     parameters = ledger.used_parameters([(box, Limits(messages=10))])
     cursor = await db.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + ledger.USED, parameters)
     row = await cursor.fetchone()
