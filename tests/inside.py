@@ -46,8 +46,11 @@ class Inside:
         address = json.dumps({"address": f"box-{mailbox_id}@example.org", "name": "", "aliases": []}).encode()
         no_limits: dict[str, Any] = {"messages": None, "recipients_per_message": None}
         sealed = self.process.vault.addresses.encrypt(address, bindings.mailbox_address(mailbox_id))
-        values = {"id": mailbox_id, "address": sealed, "limits": Jsonb(no_limits | (limits or {}))}
-        return await self.w.mailbox(**values, **columns)
+        values = {
+            "id": mailbox_id, "address": sealed, "address_index": mailbox_id.bytes,
+            "limits": Jsonb(no_limits | (limits or {})),
+        }  # fmt: skip
+        return await self.w.mailbox(**values | columns)
 
     def enqueue(self, box: UUID, count: int = 1, **fields: Any) -> list[UUID]:
         """Messages by the real client, in the order of their due times."""

@@ -135,10 +135,11 @@ class AsyncOuttray(_Part):
 
     def __init__(self, settings: Settings | None = None, *, app: str | None = None, actor: str | None = None) -> None:
         settings = settings or load_settings()
-        self._closing = ExitStack()
-        if settings.embedded:
-            settings = self._closing.enter_context(embedded_services(settings))
-        super().__init__(_Runner(settings, app, actor))
+        with ExitStack() as closing:
+            if settings.embedded:
+                settings = closing.enter_context(embedded_services(settings))
+            super().__init__(_Runner(settings, app, actor))
+            self._closing = closing.pop_all()
         self.settings = settings
         self.mailboxes = AsyncMailboxes(self._runner)
         self.apps = AsyncApps(self._runner)

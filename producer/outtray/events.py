@@ -135,4 +135,6 @@ def _is_snapshot(text: str) -> bool:
     """Whether PostgreSQL takes it: the oldest running number, the next to come, and the running ones between."""
     oldest, following, running = text.split(":")
     numbers = [int(oldest), *map(int, running.split(",") if running else ()), int(following)]
-    return 0 < numbers[0] and numbers == sorted(numbers) and numbers[-1] < 1 << 63 and int(following) not in numbers[1:-1]
+    return (
+        0 < numbers[0] and numbers == sorted(numbers) and numbers[-1] < 1 << 63 and int(following) not in numbers[1:-1]
+    )

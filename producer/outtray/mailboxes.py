@@ -85,7 +85,7 @@ WHERE m.id = %(mailbox)s
 # New credentials end every wait but one for a limit of ours: what was wrong was the old ones' or their server's.
 SET_CREDENTIALS = """
 UPDATE outtray.mailbox m SET credentials = %(credentials)s, credentials_version = %(version)s, parks = 0,
-    server = coalesce(%(server)s, m.server), host = coalesce(%(host)s::text, m.host),
+    server = %(server)s, host = %(host)s,
     status = CASE m.status WHEN 'paused' THEN 'paused' ELSE 'active' END,
     status_reason = CASE m.status WHEN 'paused' THEN m.status_reason END,
     status_at = CASE WHEN m.status IN ('paused', 'active') THEN m.status_at ELSE outtray.outtray_now() END,
@@ -174,32 +174,34 @@ def add_smtp(
     """
     server = smtp_server(host=host, port=port, tls=tls, ca_file=ca_file, auth=auth)
     sender = _sender(address, name)
+    secret = _smtp_secret(username or sender.email, password, auth)
     overrides = dict(limits or {})
     effective_limits(plan, overrides, "smtp")
-    secret = _smtp_secret(username or sender.email, password, auth)
     app_id = yield from door.app()
     mailbox_id, version = yield from _place(door, app_id, sender)
+    row = {
+        "id": mailbox_id,
+        "app": app_id,
+        "provider": "smtp",
+        "host": server.host,
+        "address": _sealed_address(door, mailbox_id, sender, aliases),
+        "index": door.vault.blind_index(app_id, sender.email),
+        "plan": plan,
+        "limits": Jsonb(overrides),
+        "server": Jsonb(_stored(server)),
+        "credentials": _sealed(door, mailbox_id, version, secret),
+        "version": version,
+    }
+    return (yield from _add(door, row, default))
+
+
+def _add(door: Door, row: Mapping[str, Any], default: bool) -> Plan[Mailbox]:
+    app_id, mailbox_id = row["app"], row["id"]
     yield Begin()
-    added = yield Statement(
-        ADD,
-        {
-            "id": mailbox_id,
-            "app": app_id,
-            "provider": "smtp",
-            "host": server.host,
-            "address": _sealed_address(door, mailbox_id, sender, aliases),
-            "index": door.vault.blind_index(app_id, sender.email),
-            "plan": plan,
-            "limits": Jsonb(overrides),
-            "server": Jsonb(_stored(server)),
-            "credentials": _sealed(door, mailbox_id, version, secret),
-            "version": version,
-        },
-    )
-    if not added:
+    if not (yield Statement(ADD, row)):
         raise _taken()
     yield from rows(ARM, mailbox=mailbox_id)
-    yield from arming.note_mailbox(app_id, mailbox_id, "added", door.actor, {"plan": plan})
+    yield from arming.note_mailbox(app_id, mailbox_id, "added", door.actor, {"plan": row["plan"]})
     if default:
         yield from apps.set_default_mailbox(app_id, mailbox_id)
     yield Commit()
@@ -283,30 +285,31 @@ def reconnect(
         raise WrongState("the mailbox was removed; add it again")
     named = {"host": host, "port": port, "tls": tls, "ca_file": ca_file, "auth": auth}
     changes = {key: value for key, value in named.items() if value is not None}
-    server = smtp_server(**{**before.server, **changes}) if changes else None
+    server = smtp_server(**{**before.server, **changes})
     (sealed,) = yield from rows(CREDENTIALS, mailbox=before.id)
+    secret = _smtp_secret(username or _username(door, before, sealed), password, server.auth)
     version = sealed["credentials_version"] + 1
-    auth_now = auth or before.server.get("auth", "auto")
-    known_as = username or _username(door, before, sealed)
-    credentials = _sealed(door, before.id, version, _smtp_secret(known_as, password, auth_now))
-    app_id = yield from door.app()
+    row = {
+        "mailbox": before.id,
+        "credentials": _sealed(door, before.id, version, secret),
+        "version": version,
+        "server": Jsonb(_stored(server)),
+        "host": server.host,
+    }
+    return (yield from _reconnect(door, row))
+
+
+def _reconnect(door: Door, row: Mapping[str, Any]) -> Plan[Mailbox]:
+    app_id, mailbox_id = (yield from door.app()), row["mailbox"]
     yield Begin()
-    yield from arming.lock(app_id, before.id)
-    written = yield from rows(
-        SET_CREDENTIALS,
-        mailbox=before.id,
-        credentials=credentials,
-        version=version,
-        server=Jsonb(_stored(server)) if server else None,
-        host=server.host if server else None,
-    )
-    if not written:
+    yield from arming.lock(app_id, mailbox_id)
+    if not (yield Statement(SET_CREDENTIALS, row)):
         raise WrongState("the mailbox's credentials were changed by somebody else meanwhile; look, then try again")
-    yield from rows(ARM, mailbox=before.id)
-    yield from arming.note_mailbox(app_id, before.id, "reconnected", door.actor)
+    yield from rows(ARM, mailbox=mailbox_id)
+    yield from arming.note_mailbox(app_id, mailbox_id, "reconnected", door.actor)
     yield Commit()
     door.forget()
-    return (yield from get(door, before.id))
+    return (yield from get(door, mailbox_id))
 
 
 def set_password(door: Door, mailbox: MailboxName, password: str) -> Plan[Mailbox]:

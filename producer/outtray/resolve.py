@@ -71,7 +71,11 @@ def resolve(door: Door, message_id: UUID, decision: Decision, note: str = "") ->
     app_id = yield from door.app()
     yield Begin()
     # Mailbox first, then message: the order in which a worker's group takes them.
-    yield from arming.lock(app_id, before.mailbox_id)
+    box = yield from arming.lock(app_id, before.mailbox_id)
+    if decision == "resend" and (box is None or box["status"] == "disabled"):
+        raise WrongState(
+            "its mailbox is removed or disabled, so it cannot be sent again; connect it, or decide otherwise"
+        )
     resolved = yield from rows(
         RESOLVE,
         id=message_id,

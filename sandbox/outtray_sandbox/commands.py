@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 _COLORS = ("cyan", "magenta", "blue", "green", "yellow")
 
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Default: one per core.", show_default=False)]
-FlowerPort = Annotated[int, typer.Option("--flower-port", min=1, max=65535, help="Of loopback; the next free one if taken.")]
+FlowerPort = Annotated[
+    int, typer.Option("--flower-port", min=1, max=65535, help="Of loopback; the next free one if taken.")
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of its random choices, to see others.")]
 NoFlower = Annotated[bool, flag("--no-flower", text="Leave Flower out.")]
 
 
@@ -61,13 +64,13 @@ def up(
         done("All processes ended cleanly; what waits is kept.")
 
 
-def demo() -> None:
+def demo(seed: Seed = 7) -> None:
     """Watch real mail leave, be paced, parked and explained, while workers are killed. About a minute."""
     with needs("sandbox"):
         from outtray_sandbox.demo import run_demo  # noqa: PLC0415
     from outtray_schema.settings import load_settings  # noqa: PLC0415
 
-    raise typer.Exit(run_demo(load_settings()))
+    raise typer.Exit(run_demo(load_settings(), out, seed))
 
 
 def _show_start(settings: Settings, found: list[Member], port: int | None) -> None:
@@ -106,7 +109,10 @@ class _Writer:
         name = line.member.name if line.member else "outtray"
         style = "bold yellow" if line.event in ("died", "ending", "killing") else "dim" if line.event else ""
         # What a process wrote is text, never markup.
-        out.print(Text.assemble((f"{name:<{self._width}} │ ", self._colors.get(name, "bold")), (line.text, style)), soft_wrap=True)
+        out.print(
+            Text.assemble((f"{name:<{self._width}} │ ", self._colors.get(name, "bold")), (line.text, style)),
+            soft_wrap=True,
+        )
 
 
 def _show_open_handovers(settings: Settings, run: Up, as_json: bool) -> None:

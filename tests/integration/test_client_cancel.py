@@ -79,7 +79,9 @@ def test_what_has_ended_answers_what_it_is(database, client, state):
     assert message_row(database.settings, message_id)["cancel_asked_at"] is None
 
 
-@pytest.mark.parametrize(("becomes", "answer"), [("handing_over", "handing_over"), ("sent", "sent"), (None, "cancelled")])
+@pytest.mark.parametrize(
+    ("becomes", "answer"), [("handing_over", "handing_over"), ("sent", "sent"), (None, "cancelled")]
+)
 def test_a_cancel_that_waits_for_a_worker_answers_what_the_worker_made_of_it(database, client, becomes, answer):
     message_id = client.enqueue(hello()).id
     with connect(database.settings, autocommit=False) as worker:

@@ -288,8 +288,11 @@ def test_no_content_stands_in_the_database_in_clear(database):
     with crm(database.settings) as client:
         client.enqueue(
             hello(
-                to="Ann <ann-canary@elsewhere.example>", subject="subject-canary", text="body-canary",
-                metadata={"k": "metadata-canary"}, idempotency_key="key-canary",
+                to="Ann <ann-canary@elsewhere.example>",
+                subject="subject-canary",
+                text="body-canary",
+                metadata={"k": "metadata-canary"},
+                idempotency_key="key-canary",
             )  # fmt: skip
         )
         client.suppress("suppressed-canary@elsewhere.example", "complaint")

@@ -129,7 +129,9 @@ def test_new_aliases_may_send_at_once(client):
 
 def test_new_credentials_make_a_disconnected_mailbox_send_again_in_the_same_transaction(database, client):
     client.enqueue(hello())
-    set_mailbox(database, status="reconnect", status_reason="535", parked_until=in_an_hour(), parked_reason="auth", parks=4)
+    set_mailbox(
+        database, status="reconnect", status_reason="535", parked_until=in_an_hour(), parked_reason="auth", parks=4
+    )
     box = client.mailboxes.set_password(ADDRESS, "new")
     row = mailbox_row(database.settings)
     assert (box.status, row["credentials_version"], row["parks"], row["parked_until"]) == ("active", 2, 0, None)
@@ -222,7 +224,9 @@ def test_what_is_done_to_a_mailbox_is_journalled_and_told(database, client):
     client.mailboxes.pause(ADDRESS, "holiday")
     client.mailboxes.resume(ADDRESS)
     kinds = ask(database.settings, "SELECT kind, actor FROM outtray.journal WHERE message_id IS NULL ORDER BY id")
-    assert [row["kind"] for row in kinds] == ["added", "paused", "resumed"] and {row["actor"] for row in kinds} == {"crm"}
+    assert [row["kind"] for row in kinds] == ["added", "paused", "resumed"] and {row["actor"] for row in kinds} == {
+        "crm"
+    }
     told = [event.kind for event in client.events().events]
     assert told == ["mailbox.added", "mailbox.paused", "mailbox.resumed"]
 
@@ -288,9 +292,13 @@ def test_suppression_cancels_what_waits_and_stands_for_every_spelling(database, 
     assert (client.get(waiting).state, client.get(waiting).reason) == ("cancelled", "suppressed")
     assert client.get(other).state == "queued"
     late = client.enqueue(hello(to="ANN@elsewhere.example")).id
-    (row,) = ask(database.settings, "SELECT outtray.suppressed(app_id, id) AS yes FROM outtray.message WHERE id = %s", late)
+    (row,) = ask(
+        database.settings, "SELECT outtray.suppressed(app_id, id) AS yes FROM outtray.message WHERE id = %s", late
+    )
     assert row["yes"] and message_row(database.settings, late)["state"] == "queued"
-    assert [(each.address, each.reason) for each in client.suppressions().items] == [("ann@elsewhere.example", "complaint")]
+    assert [(each.address, each.reason) for each in client.suppressions().items] == [
+        ("ann@elsewhere.example", "complaint")
+    ]
     assert client.unsuppress("Ann@elsewhere.example") and not client.unsuppress("ann@elsewhere.example")
     assert client.suppressions().items == []
 

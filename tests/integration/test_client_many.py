@@ -34,7 +34,9 @@ def test_any_iterable_of_messages_or_mappings_is_stored_in_order(database, clien
 
 def test_each_batch_is_a_transaction_and_progress_says_how_far_it_is(database, client):
     seen = []
-    client.enqueue_many(numbered(1201), on_progress=lambda p: seen.append((p.accepted, count(database.settings, "message"))))
+    client.enqueue_many(
+        numbered(1201), on_progress=lambda p: seen.append((p.accepted, count(database.settings, "message")))
+    )
     assert seen == [(500, 500), (1000, 1000), (1201, 1201)]
     assert len(published(database.settings)) == 1
 

@@ -70,7 +70,9 @@ def test_a_client_that_is_closed_leaves_no_session_behind(database):
 
     with crm(database.settings) as client:
         client.enqueue(hello())
-    sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'outtray-producer' AND datname = current_database()"
+    sessions = (
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'outtray-producer' AND datname = current_database()"
+    )
     eventually(lambda: not ask(database.settings, sessions), what="the client's sessions end")
 
 

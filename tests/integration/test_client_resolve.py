@@ -118,3 +118,11 @@ def test_what_is_no_decision_and_a_missing_message_are_refused(client, unknown):
         client.resolve(unknown, "sent", "x" * 501)
     with pytest.raises(NotFound):
         client.resolve(new_id(), "sent")
+
+
+def test_nothing_is_sent_again_from_a_mailbox_that_is_gone(database, client, unknown):
+    client.mailboxes.remove(None)
+    with pytest.raises(WrongState, match="removed or disabled"):
+        client.resolve(unknown, "resend")
+    assert message_row(database.settings, unknown)["state"] == "unknown"
+    assert client.resolve(unknown, "fail").state == "failed"

@@ -66,7 +66,9 @@ def test_the_wake_goes_out_after_the_commit_and_not_before(database, engine, cli
     seen = []
     publish = client._runner.publisher.publish
     monkeypatch.setattr(
-        client._runner.publisher, "publish", lambda due: (seen.append(count(database.settings, "message")), publish(due))
+        client._runner.publisher,
+        "publish",
+        lambda due: (seen.append(count(database.settings, "message")), publish(due)),
     )
     with engine.begin() as connection:
         client.enqueue(hello(), connection=connection)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from outtray.cli.application import build
 from outtray_sandbox.accepted import Accepted
-from outtray_sandbox.demo.cast import AT_ITS_LIMIT, HOSTS, PLAYERS, Player
+from outtray_sandbox.demo.cast import AT_ITS_LIMIT, HOSTS, PLAYERS, REVOKED, Player
 from outtray_sandbox.demo.live import picture
 from outtray_sandbox.demo.scenario import HELD_BACK, Faults
 from outtray_sandbox.demo.stage import messages
@@ -33,7 +33,7 @@ def box(player: Player, **fields) -> BoxNow:
     plain = dict(
         player=player, status="active", status_reason=None, queued=0, handing_over=0, sent=0, unknown=0, failed=0,
         worker=None, in_turn=False, parked_reason=None, parked_until=None, parked_for=timedelta(0), used=0,
-        allowed=allowed, measure=measure,
+        allowed=allowed, measure=measure, per_minute=None,
     )  # fmt: skip
     return BoxNow(**(plain | fields))
 
@@ -122,13 +122,13 @@ def test_a_process_that_had_to_be_killed_at_the_end_is_not_ok():
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_picture_fits_an_80_by_24_and_a_wide_terminal(width: int):
-    boxes = tuple(
-        box(player, queued=100, handing_over=1, sent=100, status="reconnect",
-            status_reason="the server refuses the user name, password or token")
-        for player in PLAYERS
-    )  # fmt: skip
+    reason = "the server refuses the user name, password or token (smtp.example.com:587 said 535 5.7.8)"
+    numbers = dict(queued=100, handing_over=1, sent=100)
+    boxes = [box(player, **numbers, used=9_999) for player in PLAYERS]
+    boxes[0] = box(AT_ITS_LIMIT, **numbers, used=500, parked_reason="quota: messages", parked_until=datetime.now(UTC))
+    boxes[1] = box(REVOKED, **numbers, used=500, status="reconnect", status_reason=reason)
     console = Console(file=StringIO(), width=width, force_terminal=False)
-    console.print(picture(Now(boxes), 59.0, width))
+    console.print(picture(Now(tuple(boxes)), 59.0, width))
     lines = console.file.getvalue().splitlines()
     assert len(lines) <= 22, "the last events stay visible above it"
     assert max(map(len, lines)) <= width
@@ -157,7 +157,7 @@ def test_every_mailbox_has_its_server():
 
 @pytest.mark.parametrize("command", [command for command, _ in NEXT])
 def test_what_the_demo_says_to_type_next_is_understood_by_the_command_line(command: str):
-    name, *words = shlex.split(command)
+    name, *words = shlex.split(command.rpartition("| ")[2])
     node = typer.main.get_command(build())
     context = node.make_context(name, list(words))
     while hasattr(node, "resolve_command"):

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port that Flower listens on.")]
 ListenOn = Annotated[
-    str, typer.Option("--address", metavar="IP", help="Where it listens. It has no login: keep it on loopback or a private net.")
+    str,
+    typer.Option(
+        "--address", metavar="IP", help="Where it listens. It has no login: keep it on loopback or a private net."
+    ),
 ]
 
 

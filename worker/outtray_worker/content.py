@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from outtray_schema.content import CHUNK, BodyCheck, Head, open_body, open_chunk, open_head
 from psycopg_pool import AsyncConnectionPool
 
+from outtray_schema.content import CHUNK, BodyCheck, Head, open_body, open_chunk, open_head
 from outtray_schema.vault import Vault
 from outtray_worker.claim import DueMessage
 
@@ -128,7 +128,11 @@ class ContentReader:
                 self._answer(message, cost, future, found.get(message.id))
 
     def _answer(
-        self, message: DueMessage, cost: int, future: asyncio.Future[Content], row: tuple[bytes, bytes | None, bytes] | None
+        self,
+        message: DueMessage,
+        cost: int,
+        future: asyncio.Future[Content],
+        row: tuple[bytes, bytes | None, bytes] | None,
     ) -> None:
         if row is None:
             future.set_exception(ContentMissing("the content was erased"))

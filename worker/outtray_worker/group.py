@@ -22,6 +22,7 @@ from psycopg.types.json import Jsonb
 
 from outtray_schema.outcome import Evidence
 from outtray_worker.items import Gate, Item, MailboxMove, Record, Refusal, Stopped
+from outtray_worker.quotas.budgets import Exceeded, lock_budgets
 
 LOCK = """
 SELECT m.id, m.turn_fence, m.status = 'active' AND m.turn_until > outtray.outtray_now() AS open
@@ -169,6 +170,8 @@ class GroupAnswer:
     recorded: dict[UUID, int]
     refused: dict[UUID, int]
     ended: dict[UUID, bool]
+    exceeded: dict[UUID, Exceeded]
+    """Messages whose mailbox's shared budgets had no room, by message id."""
     closed: set[UUID]
     """Mailboxes whose fence is lost, or that are not active, or whose lease ran out: no gate passed for them."""
 
@@ -182,8 +185,12 @@ async def write_group(connection: AsyncConnection[Any], items: Sequence[Item]) -
     moves += [item.move for item in items if isinstance(item, Record | Refusal) and item.move is not None]
     locked = await _lock(connection, {gate.mailbox_id for gate in gates} | {move.mailbox_id for move in moves})
     open_gates = [gate for gate in gates if locked.get(gate.mailbox_id) == (gate.fence, True)]
-    answer = GroupAnswer({}, {}, {}, {}, {gate.mailbox_id for gate in gates} - {gate.mailbox_id for gate in open_gates})
-    if open_gates or records or refusals:
+    closed = {gate.mailbox_id for gate in gates} - {gate.mailbox_id for gate in open_gates}
+    answer = GroupAnswer({}, {}, {}, {}, {}, closed)
+    spending = [gate for gate in open_gates if gate.spend is not None]
+    if spending:
+        await _write_within_budgets(connection, open_gates, records, refusals, answer)
+    elif open_gates or records or refusals:
         await _write(connection, open_gates, records, refusals, answer)
     if moves:
         await _move(connection, moves, answer)
@@ -195,6 +202,28 @@ async def _lock(connection: AsyncConnection[Any], mailboxes: set[UUID]) -> dict[
         return {}
     cursor = await connection.execute(LOCK, [sorted(mailboxes)], prepare=True)
     return {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
+
+
+async def _write_within_budgets(
+    connection: AsyncConnection[Any],
+    gates: Sequence[Gate],
+    records: Sequence[Record],
+    refusals: Sequence[Refusal],
+    answer: GroupAnswer,
+) -> None:
+    """Spend shared budgets for the gates that pass, in their own transaction: one write per budget (rule 15)."""
+    spends = {gate.message_id: (gate.mailbox_id, gate.spend) for gate in gates if gate.spend is not None}
+    budgets = await lock_budgets(connection, {mailbox_id for mailbox_id, _ in spends.values()})
+    for message_id, (mailbox_id, spend) in spends.items():
+        exceeded = budgets.spend(mailbox_id, spend)
+        if exceeded is not None:
+            answer.exceeded[message_id] = exceeded
+    allowed = [gate for gate in gates if gate.message_id not in answer.exceeded]
+    await _write(connection, allowed, records, refusals, answer)
+    for message_id, (mailbox_id, spend) in spends.items():
+        if message_id not in answer.passed and message_id not in answer.exceeded:
+            budgets.give_back(mailbox_id, spend)
+    await budgets.write(connection)
 
 
 async def _write(

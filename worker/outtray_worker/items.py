@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from outtray_schema.outcome import Evidence
+from outtray_worker.quotas.budgets import Spend
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,8 @@ class Gate:
     provider: str
     within: timedelta
     """How long the handover may last: from the gate to `handover_until`."""
-    budget: tuple[int, int, int] | None = None
-    """(messages, recipients, external) to spend from the mailbox's shared budgets, if it has any."""
+    spend: Spend | None = None
+    """What to spend from the mailbox's shared budgets, if it has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,15 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The gate did not let the message pass. `turn_over`: nothing else of this mailbox may pass either."""
+    """The gate did not let the message pass. `turn_over`: nothing else of this mailbox may pass either.
+
+    `rest` is how long until a shared budget has room again; with `never`, the message alone is more than a day's.
+    """
 
     reason: str
     turn_over: bool = False
+    rest: timedelta | None = None
+    never: bool = False
 
 
 @dataclass(frozen=True, slots=True)

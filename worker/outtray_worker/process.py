@@ -161,7 +161,9 @@ class Process:
             return provider.open(open_account(self.vault, box))
         except UnknownKey as error:
             log.error("a key is missing", ring=error.ring, mailbox_id=str(box.id))
-            return Shut(Parked("this worker's key file lacks the key that its credentials were sealed with", scope="app"))
+            return Shut(
+                Parked("this worker's key file lacks the key that its credentials were sealed with", scope="app")
+            )
         except CannotOpen:
             return Shut(Held("its stored credentials are damaged; connect it again"))
 

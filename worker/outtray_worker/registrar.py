@@ -27,6 +27,7 @@ from outtray_worker.group import GroupAnswer, read_back, why_stopped, write_grou
 from outtray_worker.items import Gate, Item, MailboxMove, Passed, Record, Refusal, Stopped
 from outtray_worker.late import record_late
 from outtray_worker.lease import Leases
+from outtray_worker.quotas.budgets import Exceeded
 from outtray_worker.spool import Spool
 
 log = structlog.get_logger()
@@ -183,6 +184,8 @@ class Registrar:
             if isinstance(item, Gate):
                 if item.message_id in answer.passed:
                     _resolve(waiting, Passed(answer.passed[item.message_id]))
+                elif item.message_id in answer.exceeded:
+                    _resolve(waiting, _over_budget(answer.exceeded[item.message_id]))
                 else:
                     stopped.append(waiting)
             elif isinstance(item, MailboxMove):
@@ -307,6 +310,11 @@ class Registrar:
         if connection is not None:
             with contextlib.suppress(Exception):
                 await connection.close()
+
+
+def _over_budget(exceeded: Exceeded) -> Stopped:
+    never = exceeded.frees_in is None
+    return Stopped(f"budget: {exceeded.budget}", turn_over=not never, rest=exceeded.frees_in, never=never)
 
 
 def _set_doubts(group: Sequence[_Waiting], doubts: Sequence[bool]) -> None:

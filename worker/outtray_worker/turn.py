@@ -24,6 +24,7 @@ from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed, Refusal, Stopped
 from outtray_worker.lease import Lease
 from outtray_worker.providers import Mail, Prepared, Session
+from outtray_worker.quotas.budgets import Spend
 from outtray_worker.quotas.tokens import Tokens
 from outtray_worker.record import Attempt, ends_turn, record_of, refusal_of
 
@@ -65,6 +66,7 @@ class Turn:
         self._until = Deadline.after(process.settings.turn_length)
         self._unwritten: asyncio.Future[bool] | None = None
         self._ahead: asyncio.Task[Content] | None = None
+        self._rest: Rest | None = None
 
     async def run(self) -> bool:
         """Deliver what may be delivered, then end. True: the mailbox is due again at once."""
@@ -90,7 +92,7 @@ class Turn:
                 continue
             following = self._messages[position + 1] if position + 1 < len(self._messages) else None
             if not await self._deliver(message, following):
-                return None
+                return self._rest
         return None
 
     def _over(self) -> bool:
@@ -167,7 +169,7 @@ class Turn:
 
     def _gate(self, attempt: Attempt) -> Gate:
         message, mailbox = attempt.message, self._mailbox
-        budget = (1, message.recipients, message.external) if mailbox.has_budgets else None
+        spend = Spend(1, message.recipients, message.external) if mailbox.has_budgets else None
         return Gate(
             message.id,
             mailbox.id,
@@ -176,13 +178,17 @@ class Turn:
             message.handover + 1,
             mailbox.provider,
             self._process.settings.handover_limit,
-            budget,
+            spend,
         )
 
     async def _stop(self, attempt: Attempt, prepared: Prepared, stopped: Stopped) -> None:
         self._tokens.give_back()
         await prepared.abandon()
-        if stopped.reason == "suppressed":
+        if stopped.rest is not None:
+            self._rest = Rest(stopped.rest, stopped.reason)
+        elif stopped.never:
+            self._write(refusal_of(attempt, Failed(f"alone more than a day's {stopped.reason}")))
+        elif stopped.reason == "suppressed":
             suppressed = Refusal(
                 attempt.message.id,
                 self._mailbox.id,

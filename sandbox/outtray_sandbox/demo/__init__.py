@@ -70,13 +70,13 @@ def _introduce(console: Console) -> None:
         f"Six mailboxes on different plans, {len(messages())} messages, and real processes: things will break, and no "
         "mail will be lost or sent twice. It ends by itself after about a minute."
     )
-    shortened = ", ".join(
-        f"{name.replace('_', ' ')} {duration(value)} (really {duration(Settings.model_fields[name].default)})"
-        for name, value in SHORTENED.items()
-        if name in NAMED
-    )
-    console.print(Text(f"Time is shortened for it: {shortened}.", "dim"))
+    shortened = ", ".join(f"{name.replace('_', ' ')} {_against_real(name)}" for name in NAMED)
+    console.print(Text(f"Time is shortened (in brackets: what it really is): {shortened}.", "dim"))
     console.print()
+
+
+def _against_real(name: str) -> str:
+    return f"{duration(SHORTENED[name])} ({duration(Settings.model_fields[name].default)})"
 
 
 NAMED = (

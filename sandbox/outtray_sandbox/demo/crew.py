@@ -15,8 +15,8 @@ COMMAND = (sys.executable, "-m", "outtray.cli.main")
 """What `outtray` runs, in this environment whatever the shell's path says."""
 
 END_WITHIN = 15.0
-COMMAND_WITHIN = 30.0
-"""Seconds for a process to end by SIGTERM, and for a command."""
+COMMAND_WITHIN = 5.0
+"""Seconds for a process to end by SIGTERM, and for a command's last words."""
 
 
 class EndedByItself(Exception):
@@ -41,6 +41,22 @@ class Member:
         return f"{os.uname().nodename}:{self.process.pid}"
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command under way. What it prints is a few lines, which the pipe holds."""
+
+    process: subprocess.Popen[bytes]
+
+    @property
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def result(self) -> tuple[int, str]:
+        """Its exit status and what it printed, once it is over."""
+        said, _ = self.process.communicate(timeout=COMMAND_WITHIN)
+        return self.process.returncode, said.decode("utf-8", "replace").strip()
+
+
 class Crew:
     """The processes that are alive. `close` ends all of them."""
 
@@ -48,6 +64,7 @@ class Crew:
         self._environment = _inherited() | dict(environment)
         self._folder = folder
         self._started: Counter[str] = Counter()
+        self._commands: list[Command] = []
         self.members: list[Member] = []
 
     def start(self, role: str) -> Member:
@@ -94,21 +111,27 @@ class Crew:
         self.members = []
         return ended
 
-    def run(self, *arguments: str) -> tuple[int, str]:
-        """Run `outtray` with these arguments; its exit status and what it printed."""
-        done = subprocess.run(  # noqa: S603 - our own interpreter and words of our own
+    def begin(self, *arguments: str) -> Command:
+        """Begin `outtray` with these arguments."""
+        environment = self._environment | {"COLUMNS": "200", "NO_COLOR": "1"}
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and words of our own
             [*COMMAND, *arguments],
-            env=self._environment | {"COLUMNS": "200", "NO_COLOR": "1"},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=COMMAND_WITHIN,
-            check=False,
+            start_new_session=True,
         )
-        return done.returncode, done.stdout.decode("utf-8", "replace").strip()
+        command = Command(process)
+        self._commands.append(command)
+        return command
 
     def close(self) -> None:
+        """End whatever is still there."""
         self.end()
+        for command in self._commands:
+            command.process.kill()
+            command.process.communicate()
 
 
 def _ended(member: Member) -> int:

@@ -24,7 +24,9 @@ def settle_unknown(show: Show, message: MessageView) -> None:
         decision, note = "resend", "the server's ledger does not have it"
     show.say(f"“{message.subject}” of {owner}: {note}")
     show.say(f"outtray resolve {message.id} --{decision}", "command")
-    status, said = show.stage.crew.run("resolve", str(message.id), f"--{decision}", "--note", note)
+    command = show.stage.crew.begin("resolve", str(message.id), f"--{decision}", "--note", note)
+    show.until(lambda _: command.is_over, "the decision was recorded")
+    status, said = command.result()
     if status != 0:
         raise DecisionFailed(f"outtray resolve ended with {status}: {said}")
     for line in said.splitlines():

@@ -29,6 +29,7 @@ MARKS: dict[Kind, tuple[str, str]] = {
 }
 """What stands before a line, and its colour: our own step, a fault that we make, what the system says of itself."""
 
+Columns = tuple[tuple[str, int], ...]
 WIDE = 104
 """Columns from which plan and quota stand in the mailbox's own line."""
 PLAIN_EVERY = 4.0
@@ -87,14 +88,13 @@ def picture(now: Now, elapsed: float, width: int) -> RenderableType:
 
 
 def in_one_line(now: Now) -> str:
-    """How far it is, and what waits."""
-    waits = [
-        f"{box.player.address} {box.state}"
-        for box in now.boxes
-        if box.queued and (box.parked_until or box.status != "active")
+    """How far it is, and who waits."""
+    words = [f"{name.replace('_', ' ')} {now.count(name)}" for name, _ in COUNTS]
+    parked = [
+        box.player.address for box in now.boxes if box.queued and box.parked_until and box.parked_reason != "pace"
     ]
-    counts = f"sent {now.count('sent')}, queued {now.count('queued')}, in handover {now.count('handing_over')}, "
-    return "; ".join([counts + f"unknown {now.count('unknown')}, failed {now.count('failed')}", *waits])
+    held = [f"{box.status} {box.player.address}" for box in now.boxes if box.status != "active"]
+    return ", ".join([*words, *(f"parked {address}" for address in parked), *held])
 
 
 def _headline(now: Now, elapsed: float) -> RenderableType:
@@ -112,48 +112,55 @@ def _headline(now: Now, elapsed: float) -> RenderableType:
 COUNTS = (("queued", ""), ("handing_over", "cyan"), ("sent", "green"), ("unknown", "bold yellow"), ("failed", "red"))
 """The columns of numbers, and their colours where they are not 0."""
 
-NARROW_HEAD = ("mailbox", "queued", "in handover", "sent", "unknown", "failed")
-WIDE_HEAD = (*NARROW_HEAD, "  plan", "quota used of allowed")
+NARROW = (
+    ("mailbox", 22),
+    ("queued", 8),
+    ("in handover", 13),
+    ("sent", 6),
+    ("unknown", 9),
+    ("failed", 8),
+    ("quota", 11),
+)
+WIDE_ENDS = (("  plan", 13), ("quota used of allowed", 25))
+"""Heads and widths of the columns; in a wide terminal the last of `NARROW` gives way to `WIDE_ENDS`."""
+
+LEFT = ("mailbox", "  plan")
 
 
 def _table(now: Now, width: int) -> RenderableType:
-    wide = width >= WIDE
-    lines = [_columns([Text(name, style="dim") for name in (WIDE_HEAD if wide else NARROW_HEAD)])]
+    columns = (*NARROW[:-1], *WIDE_ENDS) if width >= WIDE else NARROW
+    lines = [_line(columns, [Text(name, style="dim") for name, _ in columns])]
     for box in now.boxes:
-        lines.append(_columns(_cells(box, wide)))
-        lines.append(_below(box, wide))
+        lines.append(_line(columns, _cells(box, columns)))
+        lines.append(_below(box, columns))
     return Group(*lines)
 
 
-def _columns(cells: list[Text]) -> Text:
-    """One line of cells under their heads: the names to the left, the numbers to the right."""
+def _line(columns: Columns, cells: list[Text]) -> Text:
+    """One line of cells: the names to the left, the numbers to the right."""
     line = Text(no_wrap=True, overflow="ellipsis")
-    for head, cell in zip(WIDE_HEAD, cells, strict=False):
-        if head in ("mailbox", "  plan"):
-            cell.pad_right(max(0, (24 if head == "mailbox" else 13) - len(cell)))
-        else:
-            cell.pad_left(max(0, len(head) + 2 - len(cell)))
+    for (head, width), cell in zip(columns, cells, strict=True):
+        missing = max(0, width - len(cell))
+        cell.pad_right(missing) if head in LEFT else cell.pad_left(missing)
         line.append_text(cell)
     return line
 
 
-def _cells(box: BoxNow, wide: bool) -> list[Text]:
+def _cells(box: BoxNow, columns: Columns) -> list[Text]:
     numbers = [(getattr(box, name), style) for name, style in COUNTS]
     cells = [Text(box.player.address, style="bold")]
     cells += [Text(f"{number:,}" if number else "·", style=style if number else "dim") for number, style in numbers]
-    return [*cells, Text(f"  {box.player.plan}"), Text(_quota(box))] if wide else cells
+    if columns == NARROW:
+        return [*cells, Text(f"{box.used:,}/{box.allowed:,}")]
+    return [*cells, Text(f"  {box.player.plan}"), Text(f"{box.used:,} of {box.allowed:,} {box.measure}")]
 
 
-def _below(box: BoxNow, wide: bool) -> Text:
-    """The second line of a mailbox: its state in words, and what found no column."""
+def _below(box: BoxNow, columns: Columns) -> Text:
+    """The second line of a mailbox: its state in words, and its plan where that has no column."""
     line = Text("  ", no_wrap=True, overflow="ellipsis")
-    if not wide:
-        line.append(f"{box.player.plan}, {_quota(box)}: ", style="dim")
+    if columns == NARROW:
+        line.append(f"{box.player.plan}: ", style="dim")
     return line.append(box.state, style=_colour(box))
-
-
-def _quota(box: BoxNow) -> str:
-    return f"{box.used:,} of {box.allowed:,} {box.measure}"
 
 
 def _colour(box: BoxNow) -> str:

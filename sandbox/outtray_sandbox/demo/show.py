@@ -72,7 +72,7 @@ class Show:
         player = self.stage.player_of(event.mailbox_id)
         if player is None or event.mailbox_id is None:
             return
-        reason = str(event.data.get("reason", ""))
+        reason = _in_words(str(event.data.get("reason", "")))
         if event.kind == "mailbox.parked" and self._parked.get(event.mailbox_id) != reason:
             self._parked[event.mailbox_id] = reason
             self.say(f"{player.address} parks itself: {reason}", "system")
@@ -83,3 +83,8 @@ class Show:
             self.say(f"{player.address} sends again, by itself", "good")
         elif event.kind == "unknown":
             self.say(f"a message of {player.address} is unknown: {reason}", "system")
+
+
+def _in_words(reason: str) -> str:
+    _, is_quota, limit = reason.partition("quota: ")
+    return f"its daily limit of {limit} is reached" if is_quota else reason

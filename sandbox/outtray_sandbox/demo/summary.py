@@ -123,10 +123,8 @@ def _faults_fell(faults: Faults) -> Check:
 def _ended_cleanly(accounts: Accounts, ended: dict[str, int]) -> Check:
     leases = sum(box.in_turn for box in accounts.now.boxes)
     clean = leases == 0 and not any(ended.values())
-    return Check(
-        clean,
-        f"ended cleanly: {', '.join(f'{name} with {status}' for name, status in ended.items())}; {leases} leases held",
-    )
+    exits = ", ".join(f"{name} with exit {status}" for name, status in ended.items())
+    return Check(clean, f"ended cleanly: {exits}; {leases} leases held")
 
 
 # ── on screen ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -170,7 +168,7 @@ def _print_reason(console: Console, address: str, lines: list[str]) -> None:
     console.print()
     console.print(Text(f"Why {address} still has mail waiting:", "yellow"))
     for line in lines:
-        console.print(Text(f"  {line}"))
+        console.print(_hanging(Text(" "), Text(line)))
 
 
 def _hanging(mark: Text, text: Text) -> Table:
@@ -184,14 +182,14 @@ def _hanging(mark: Text, text: Text) -> Table:
 # ── what next ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NEXT = (
-    ("outtray up", "start everything on this machine, and keep it running"),
-    ("outtray mailbox add smtp you@example.com --host smtp.example.com", "your own mailbox; asks for its password"),
+    ("outtray up", "start everything on this machine, and leave it running"),
+    ("outtray mailbox add smtp you@example.com --host smtp.example.com", "your own mailbox; it asks for the password"),
     ("outtray mailbox test you@example.com", "connects and logs in, sends nothing"),
     (
-        'outtray send --from you@example.com --to friend@example.com --subject "Hello" --text "It works."',
+        "echo 'It works.' | outtray send --mailbox you@example.com --to friend@example.com --subject Hello",
         "your first mail",
     ),
-    ("outtray status --watch", "see it leave; then outtray explain ID for any message"),
+    ("outtray status --watch", "see it leave; `outtray explain ID` says of any message why it waits"),
 )
 """What to type after the demo, and what it does. A test types them."""
 
@@ -202,7 +200,7 @@ def show_next(console: Console, program: str) -> None:
     console.rule("[bold]Next: your own mail[/]", align="left", style="dim")
     for command, what in NEXT:
         console.print(Text(f"  # {what}", "dim"))
-        console.print(Text(f"  {program}{command.removeprefix('outtray')}"), soft_wrap=True)
+        console.print(Text(f"  {command.replace('outtray ', program + ' ', 1)}"), soft_wrap=True)
 
 
 def program(executable: Path, here: Path, on_path: str | None) -> str:

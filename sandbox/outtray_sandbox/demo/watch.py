@@ -60,6 +60,7 @@ class BoxNow:
     used: int
     allowed: int
     measure: str
+    per_minute: int | None
 
     @property
     def at_its_limit(self) -> bool:
@@ -74,9 +75,9 @@ class BoxNow:
 
     @property
     def state(self) -> str:
-        """The state and its reason in words."""
+        """The state and its reason in words, without the server's own."""
         if self.status != "active":
-            return f"{self.status}: {self.status_reason}"
+            return f"{self.status}: {_short(self.status_reason)}"
         if self.queued and self.parked_until is not None:
             return self._parked(self.parked_until)
         if self.queued + self.handing_over == 0:
@@ -89,12 +90,9 @@ class BoxNow:
         if self.at_its_limit:
             limit = f"{self.allowed:,} {self.measure}"
             return f"parked until {until.astimezone():%H:%M}: its daily limit of {limit} is reached"
-        seconds = f"{self.parked_for.total_seconds():.0f} s"
-        return (
-            f"paced: the next one in {seconds}"
-            if self.parked_reason == "pace"
-            else f"parked for {seconds}: {self.parked_reason}"
-        )
+        if self.parked_reason == "pace":
+            return f"paced: {self.per_minute} a minute"
+        return f"parked for {self.parked_for.total_seconds():.0f} s: {_short(self.parked_reason)}"
 
     def _done(self) -> str:
         if self.unknown:
@@ -118,6 +116,11 @@ class Now:
     @property
     def settled(self) -> bool:
         return all(box.settled for box in self.boxes)
+
+
+def _short(reason: str | None) -> str:
+    """A reason without what the server said, which stands behind it in brackets."""
+    return (reason or "").partition(" (")[0]
 
 
 def look(stage: Stage) -> Now:
@@ -159,6 +162,7 @@ def _box(stage: Stage, player: Player, row: Mapping[str, Any], allowance: Allowa
         used=allowance.used(measure),
         allowed=daily[measure],
         measure=measure,
+        per_minute=stage.boxes[player.address].limits.per_minute,
     )
 
 
