@@ -136,5 +136,5 @@ def _is_snapshot(text: str) -> bool:
     oldest, following, running = text.split(":")
     numbers = [int(oldest), *map(int, running.split(",") if running else ()), int(following)]
     return (
-        0 < numbers[0] and numbers == sorted(numbers) and numbers[-1] < 1 << 63 and int(following) not in numbers[1:-1]
+        numbers[0] > 0 and numbers == sorted(numbers) and numbers[-1] < 1 << 63 and int(following) not in numbers[1:-1]
     )

@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from outtray_schema.mailbox import SmtpServer, smtp_server
 from psycopg.types.json import Jsonb
 
 from outtray import apps, arming
@@ -24,6 +23,7 @@ from outtray_schema import bindings
 from outtray_schema.address import Address, parse_address
 from outtray_schema.errors import InvalidMailbox, MailboxDisconnected, NotFound, Problem, Refused, WrongState
 from outtray_schema.ids import new_id
+from outtray_schema.mailbox import SmtpServer, smtp_server
 from outtray_schema.plans import Limits, effective_limits
 
 REMOVED = "removed"

@@ -190,7 +190,7 @@ message = Table(
     CheckConstraint("(state IN ('sent', 'failed', 'cancelled', 'expired')) = (ended_at IS NOT NULL)"),
     _where("message_idempotency", "app_id", "idempotency", where="idempotency IS NOT NULL", unique=True),
     _where("message_due", "mailbox_id", "priority", "due_at", where="state = 'queued' AND due_at IS NOT NULL"),
-    _where("message_open", "handover_until", where="state = 'handing_over'"),
+    _where("message_open", "handover_until", where="state IN ('handing_over', 'unknown')"),
     _where(
         "message_ledger", "mailbox_id", "counted_at", where="counted_at IS NOT NULL",
         postgresql_include=["recipients", "external"],

@@ -6,11 +6,11 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from crm import ask, connect, crm, forget_wakes, hand_over, hello, message_row, published
-from polling import eventually
 
+from crm import ask, connect, crm, forget_wakes, hand_over, hello, message_row, published
 from outtray import CancelCounts, NotFound, Outtray, Refused, WrongState
 from outtray_schema.ids import new_id
+from polling import eventually
 
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 

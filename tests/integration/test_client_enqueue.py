@@ -9,8 +9,8 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from crm import ADDRESS, ask, connect, count, crm, hello, mailbox_row, message_row, published
 
+from crm import ADDRESS, ask, connect, count, crm, hello, mailbox_row, message_row, published
 from outtray import (
     Attachment,
     IdempotencyConflict,
@@ -20,6 +20,7 @@ from outtray import (
     SettingsError,
     Unavailable,
 )
+from outtray import enqueue as enqueueing
 from outtray_schema.content import BodyCheck, open_body, open_chunk, open_head
 from outtray_schema.vault import load_vault
 
@@ -88,15 +89,13 @@ def test_a_file_that_shrinks_while_it_is_streamed_leaves_nothing_behind(database
     path.write_bytes(b"x" * 3_000_000)
     with crm(database.settings) as client:
         message = hello(attachments=[Attachment("plan.bin", path=path)])
-        from outtray import enqueue as door_of_enqueue
-
-        insert = door_of_enqueue._insert_chunks
+        insert = enqueueing._insert_chunks
 
         def shrink_first(frozen):
             path.write_bytes(b"x")
             return (yield from insert(frozen))
 
-        monkeypatch.setattr(door_of_enqueue, "_insert_chunks", shrink_first)
+        monkeypatch.setattr(enqueueing, "_insert_chunks", shrink_first)
         with pytest.raises(InvalidMessage):
             client.enqueue(message)
     assert [count(database.settings, table) for table in TABLES] == [0] * len(TABLES)
@@ -176,9 +175,11 @@ def _until_somebody_waits(settings):
     ],
 )
 def test_what_the_mailbox_does_not_allow_is_refused_by_field_and_leaves_nothing(database, fields, field):
-    with crm(database.settings, limits={"recipients_per_message": 5}) as client:
-        with pytest.raises(InvalidMessage) as refused:
-            client.enqueue(hello(**fields))
+    with (
+        crm(database.settings, limits={"recipients_per_message": 5}) as client,
+        pytest.raises(InvalidMessage) as refused,
+    ):
+        client.enqueue(hello(**fields))
     assert [problem.field for problem in refused.value.problems] == [field]
     assert [count(database.settings, table) for table in TABLES] == [0] * len(TABLES)
 
@@ -191,9 +192,8 @@ def test_an_alias_may_send_and_signs_the_message_id(database):
 
 def test_a_message_larger_than_allowed_is_refused_with_both_sizes(database):
     settings = database.settings.model_copy(update={"message_size": 2000})
-    with crm(settings) as client:
-        with pytest.raises(InvalidMessage, match="2000"):
-            client.enqueue(hello(text="x" * 3000))
+    with crm(settings) as client, pytest.raises(InvalidMessage, match="2000"):
+        client.enqueue(hello(text="x" * 3000))
     assert count(settings, "message") == 0
 
 
@@ -293,7 +293,7 @@ def test_no_content_stands_in_the_database_in_clear(database):
                 text="body-canary",
                 metadata={"k": "metadata-canary"},
                 idempotency_key="key-canary",
-            )  # fmt: skip
+            )
         )
         client.suppress("suppressed-canary@elsewhere.example", "complaint")
     tables = ask(database.settings, "SELECT tablename FROM pg_tables WHERE schemaname = 'outtray'")

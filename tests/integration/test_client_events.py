@@ -9,9 +9,9 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from crm import ask, connect, crm, hello
 
-from outtray import AsyncOuttray, Refused
+from crm import ask, connect, crm, hello
+from outtray import AsyncOuttray, Outtray, Refused
 
 # Writes what any writer of events writes: the message's row first, and then the event.
 WRITE = """
@@ -115,7 +115,7 @@ def test_a_page_that_was_opened_before_a_late_commit_is_finished_before_it(datab
 
 @pytest.mark.parametrize("round_", range(3))
 def test_random_interleavings_lose_nothing_double_nothing_and_keep_each_messages_order(database, client, seed, round_):
-    rng = random.Random(seed + round_)
+    rng = random.Random(seed + round_)  # noqa: S311 - to be repeated by its seed
     ids = [client.enqueue(hello()).id for _ in range(4)]
     found, cursor = drain(client)
     committed: dict[UUID, int] = dict.fromkeys(ids, 0)
@@ -165,7 +165,7 @@ def test_writers_in_threads_and_a_reader_beside_them_agree_at_the_end(database, 
     done = threading.Event()
 
     def write(seed):
-        rng = random.Random(seed)
+        rng = random.Random(seed)  # noqa: S311 - to be repeated by its seed
         with connect(database.settings) as session:
             for _ in range(60):
                 with session.transaction():
@@ -187,8 +187,6 @@ def test_writers_in_threads_and_a_reader_beside_them_agree_at_the_end(database, 
 
 
 def test_another_apps_events_are_not_told(database, client):
-    from outtray import Outtray
-
     with Outtray(database.settings, app="other") as other:
         other.apps.add("other")
         client.enqueue(hello())

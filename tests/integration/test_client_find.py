@@ -6,8 +6,8 @@ import asyncio
 import logging
 
 import pytest
-from crm import ask, crm, hand_over, hello, message_row
 
+from crm import ask, crm, hand_over, hello, message_row
 from outtray import AsyncOuttray, NotFound, Outtray, Refused
 from outtray_schema.ids import new_id
 

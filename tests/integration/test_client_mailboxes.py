@@ -7,9 +7,8 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from crm import ADDRESS, ask, connect, count, crm, hello, mailbox_row, message_row
-from polling import eventually
 
+from crm import ADDRESS, ask, connect, count, crm, hello, mailbox_row, message_row
 from outtray import (
     CancelCounts,
     InvalidMailbox,
@@ -24,6 +23,7 @@ from outtray import (
 )
 from outtray_schema import bindings
 from outtray_schema.vault import load_vault, without_credentials
+from polling import eventually
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_usage_of_another_system_is_imported_whole_or_not_at_all(database, clien
     stored = ask(database.settings, "SELECT * FROM outtray.usage ORDER BY id")
     assert [(row["messages"], row["recipients"], row["external"]) for row in stored] == [(3, 5, 2), (1, 1, 0)]
     assert len(stored[0]["externals"]) == 1 and stored[0]["source"] == "import"
-    with pytest.raises(Refused, match="\\[1\\].external"):
+    with pytest.raises(Refused, match=r"\[1\]\.external"):
         client.mailboxes.import_usage(ADDRESS, [UsageRow(now), UsageRow(now, 1, 1, 2)])
     assert count(database.settings, "usage") == 2
 

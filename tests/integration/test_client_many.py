@@ -7,8 +7,8 @@ import tracemalloc
 from itertools import islice
 
 import pytest
-from crm import ask, count, crm, hello, published
 
+from crm import ask, count, crm, hello, published
 from outtray import AsyncOuttray, InvalidMessage, ManyRefused
 from outtray.many import MOST_MESSAGES
 

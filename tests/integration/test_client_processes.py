@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from importlib.metadata import EntryPoint
 
 import pytest
-from crm import ADDRESS, count, crm, hello
 
 import outtray.embedded
+from crm import ADDRESS, ask, count, crm, hello
 from outtray import AsyncOuttray, Outtray, SettingsError, load_settings
 from outtray.connections import AT_MOST
+from polling import eventually
 
 
 def test_a_forked_child_and_its_parent_both_go_on(database):
@@ -65,9 +67,6 @@ def test_one_async_client_serves_several_event_loops_and_many_tasks(database):
 
 
 def test_a_client_that_is_closed_leaves_no_session_behind(database):
-    from crm import ask
-    from polling import eventually
-
     with crm(database.settings) as client:
         client.enqueue(hello())
     sessions = (
@@ -84,8 +83,6 @@ def test_without_settings_and_without_embedded_servers_the_cure_is_named(tmp_pat
 
 @pytest.mark.slow
 def test_without_settings_the_embedded_servers_are_used_and_the_data_is_kept(tmp_path, monkeypatch):
-    from importlib.metadata import EntryPoint
-
     point = EntryPoint("sandbox", "outtray_sandbox.services:use_embedded", "outtray.embedded")
     monkeypatch.setattr(outtray.embedded, "entry_points", lambda group: [point])
     settings = load_settings(data_folder=tmp_path / "data")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 
 import pytest
-from crm import ask, connect, crm, forget_wakes, hand_over, hello, mailbox_row, message_row, published
-from polling import eventually
 
+from crm import ask, connect, crm, forget_wakes, hand_over, hello, mailbox_row, message_row, published
 from outtray import NotFound, Refused, WrongState
 from outtray_schema.ids import new_id
+from polling import eventually
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import asyncio
 import psycopg
 import pytest
 import sqlalchemy as sa
-from crm import count, crm, forget_wakes, hello, message_row, published
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from outtray import AsyncOuttray, Attachment, IdempotencyConflict, Refused
+from crm import count, crm, forget_wakes, hello, message_row, published
+from outtray import AsyncOuttray, Attachment, IdempotencyConflict, Outtray, Refused
 from outtray_schema.database import conninfo
 
 
@@ -47,7 +47,7 @@ def test_a_session_commits_its_own_rows_and_the_message_together_and_then_the_wa
         session.commit()
         assert deals(engine) == 1
         assert published(database.settings) == {
-            message_row(database.settings, accepted.id)["mailbox_id"]: accepted.due_at.replace()
+            message_row(database.settings, accepted.id)["mailbox_id"]: accepted.due_at
         }
 
 
@@ -134,8 +134,6 @@ def test_two_clients_may_share_one_transaction(database, engine, client):
 
 
 def crm_of_other_app(database):
-    from outtray import Outtray
-
     other = Outtray(database.settings, app="other")
     other.apps.add("other")
     other.mailboxes.add_smtp("eve@other.example", host="smtp.other.example", password="x", default=True)
@@ -233,16 +231,20 @@ def test_a_connection_in_autocommit_is_refused_because_nothing_could_be_undone(d
             client.enqueue(hello(), connection=connection)
         with connection.transaction():
             client.enqueue(hello(), connection=connection)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        with pytest.raises(Refused, match="autocommit"):
-            client.enqueue(hello(), connection=connection)
+    with (
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        pytest.raises(Refused, match="autocommit"),
+    ):
+        client.enqueue(hello(), connection=connection)
     assert count(database.settings, "message") == 1
 
 
 def test_another_driver_and_another_kind_of_thing_are_refused_with_the_cure(client):
-    with sa.create_engine("sqlite://").connect() as connection:
-        with pytest.raises(Refused, match="postgresql\\+psycopg"):
-            client.enqueue(hello(), connection=connection)
+    with (
+        sa.create_engine("sqlite://").connect() as connection,
+        pytest.raises(Refused, match=r"postgresql\+psycopg"),
+    ):
+        client.enqueue(hello(), connection=connection)
     with pytest.raises(Refused, match="Session, Connection or psycopg"):
         client.enqueue(hello(), connection=object())
 

@@ -187,6 +187,20 @@ def test_an_unknown_whose_policy_is_resend_goes_back_once_absence_may_count(data
     run(scene())
 
 
+def test_an_unknown_that_somebody_wants_cancelled_is_not_sent_again_by_policy(database):
+    async def scene() -> None:
+        async with world(database.settings) as w:
+            box_id = await w.mailbox()
+            await w.message(box_id, on_unknown="resend")
+            _, message = await w.gate_one(box_id)
+            await w.db.execute("UPDATE outtray.message SET cancel_asked_at = outtray.outtray_now()")
+            await w.shift(HANDOVER + SETTLE + timedelta(seconds=1))
+            await tend(w.db, SETTLE)
+            assert (await w.row("message", message.id))["state"] == "unknown"
+
+    run(scene())
+
+
 def test_the_dispatcher_expires_messages_of_a_paused_mailbox(database):
     async def scene() -> None:
         async with world(database.settings) as w:

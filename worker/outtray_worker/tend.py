@@ -61,7 +61,7 @@ SELECT app_id, mailbox_id, id, 'expired', jsonb_build_object('reason', reason) F
 RESENDABLE = """
 SELECT m.id FROM outtray.mailbox m WHERE m.id IN (
     SELECT u.mailbox_id FROM outtray.message u JOIN outtray.app a ON a.id = u.app_id
-    WHERE u.state = 'unknown' AND coalesce(u.on_unknown, a.on_unknown) = 'resend'
+    WHERE u.state = 'unknown' AND u.cancel_asked_at IS NULL AND coalesce(u.on_unknown, a.on_unknown) = 'resend'
       AND u.handover_until + %(settle)s <= outtray.outtray_now()
     ORDER BY u.id LIMIT %(chunk)s)
 ORDER BY m.id FOR NO KEY UPDATE
@@ -72,7 +72,8 @@ ORDER BY m.id FOR NO KEY UPDATE
 RESEND = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now), again AS (
     SELECT u.id FROM outtray.message u JOIN outtray.app a ON a.id = u.app_id, t
-    WHERE u.mailbox_id = ANY(%(boxes)s) AND u.state = 'unknown' AND coalesce(u.on_unknown, a.on_unknown) = 'resend'
+    WHERE u.mailbox_id = ANY(%(boxes)s) AND u.state = 'unknown' AND u.cancel_asked_at IS NULL
+      AND coalesce(u.on_unknown, a.on_unknown) = 'resend'
       AND u.handover_until + %(settle)s <= t.now
     FOR NO KEY UPDATE OF u SKIP LOCKED),
 kept AS (

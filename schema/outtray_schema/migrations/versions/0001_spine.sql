@@ -101,7 +101,7 @@ CREATE TABLE outtray.message (
 ) WITH (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 CREATE UNIQUE INDEX message_idempotency ON outtray.message (app_id, idempotency) WHERE idempotency IS NOT NULL;
 CREATE INDEX message_due ON outtray.message (mailbox_id, priority, due_at) WHERE state = 'queued' AND due_at IS NOT NULL;
-CREATE INDEX message_open ON outtray.message (handover_until) WHERE state = 'handing_over';
+CREATE INDEX message_open ON outtray.message (handover_until) WHERE state IN ('handing_over', 'unknown');
 CREATE INDEX message_ledger ON outtray.message (mailbox_id, counted_at) INCLUDE (recipients, external) WHERE counted_at IS NOT NULL;
 CREATE INDEX message_expiry ON outtray.message (expires_at) WHERE state = 'queued' AND expires_at IS NOT NULL;
 CREATE INDEX message_attention ON outtray.message (app_id, state, id) WHERE state IN ('unknown', 'failed');

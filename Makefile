@@ -1,0 +1,52 @@
+# Everything needs Python 3.11 and make, nothing else; `make help` says what there is.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/made
+PYTEST := $(BIN)/python -m pytest
+
+# An empty HOME is no place for caches; then pip keeps none and the rest stays in .venv.
+ifeq ($(strip $(HOME)),)
+export HOME := $(CURDIR)/.venv
+export PIP_NO_CACHE_DIR := 1
+endif
+unexport PYTHONPATH PYTHONHOME PIP_USER
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check lint bench-spine clean
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## about a minute: real mail leaves, is paced, parked and explained while workers are killed
+	@$(BIN)/outtray demo
+
+test: $(STAMP) ## every test: with real PostgreSQL and Valkey, then with real processes under faults
+	@$(PYTEST) -q -n 2 tests/unit tests/contracts tests/integration
+	@$(PYTEST) -q tests/acceptance
+
+test-fast: $(STAMP) ## the tests that need no patience, under 90 s
+	@$(PYTEST) -q -n 2 -m "not slow and not processes" tests/unit tests/contracts tests/integration
+
+check: lint test ## formatter, linter, types, every test
+
+lint: $(STAMP) ## formatter, linter, types
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted as ruff would; see: $(BIN)/ruff format --diff ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+
+bench-spine: $(STAMP) ## throughput, fairness, memory, within 25 minutes (QUICK=1: within 3)
+	@$(BIN)/python -m tests.bench.spine
+
+clean: ## remove the virtual environment and all caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed ($(PYTHON) was not found; PYTHON=/path/to/it names another)"; exit 1; }
+	@echo "making .venv: a minute or two, once"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]'
+	@touch $@
