@@ -44,7 +44,9 @@ class World:
             "address_index": mailbox_id.bytes, "plan": "smtp",
         } | columns  # fmt: skip
         await self._insert("mailbox", values)
-        await self.db.execute("UPDATE outtray.mailbox SET next_at = outtray.outtray_now() WHERE id = %s", [values["id"]])
+        await self.db.execute(
+            "UPDATE outtray.mailbox SET next_at = outtray.outtray_now() WHERE id = %s", [values["id"]]
+        )
         return UUID(str(values["id"]))
 
     async def message(self, mailbox_id: UUID, **columns: Any) -> UUID:

@@ -71,7 +71,7 @@ def arm_all(app_id: UUID | None = None, provider: str | None = None) -> Plan[int
     armed, after = 0, NOBODY
     while True:
         chunk = yield from rows(ARM_CHUNK, after=after, app=app_id, provider=provider, limit=CHUNK)
-        armed += chunk[0]["armed"]
+        armed += int(chunk[0]["armed"])
         if chunk[0]["looked_at"] < CHUNK:
             return armed
         after = chunk[0]["last"]

@@ -90,7 +90,7 @@ class WakePublisher:
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for chunk in _chunks(due):
-                    pipeline.zadd(hints.KEY, chunk, lt=True)  # type: ignore[arg-type]
+                    pipeline.zadd(hints.KEY, chunk, lt=True)
                 pipeline.execute()
         except (RedisError, OSError) as error:
             self._circuit.failed(error, len(due))
@@ -119,7 +119,7 @@ class AsyncWakePublisher:
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for chunk in _chunks(due):
-                    pipeline.zadd(hints.KEY, chunk, lt=True)  # type: ignore[arg-type]
+                    pipeline.zadd(hints.KEY, chunk, lt=True)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
             self._circuit.failed(error, len(due))

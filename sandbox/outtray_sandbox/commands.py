@@ -44,12 +44,12 @@ def up(
 ) -> None:
     """Run every process on this machine, until Ctrl-C.
 
-    With no database configured, the embedded PostgreSQL and Redis are used. One Ctrl-C ends all cleanly: handovers under
-    way finish and are recorded. A second one ends all at once, and names the messages that were in a handover.
+    With no database configured, the embedded PostgreSQL and Redis are used. One Ctrl-C ends all cleanly: handovers
+    under way finish and are recorded. A second one ends all at once, and names the messages that were in a handover.
     """
     with needs("worker"):
-        import outtray_worker.serve  # noqa: F401, PLC0415 - better said here than by every process
-    from outtray_sandbox.up import Up, cores, environment, free_port, members  # noqa: PLC0415
+        import outtray_worker.serve  # noqa: F401 - better said here than by every process
+    from outtray_sandbox.up import Up, cores, environment, free_port, members
 
     with ready_services() as settings:
         port = None if no_flower else free_port(flower_port)
@@ -64,11 +64,11 @@ def up(
         done("All processes ended cleanly; what waits is kept.")
 
 
-def demo(seed: Seed = 7) -> None:
+def demo(seed: Seed = 2) -> None:
     """Watch real mail leave, be paced, parked and explained, while workers are killed. About a minute."""
     with needs("sandbox"):
-        from outtray_sandbox.demo import run_demo  # noqa: PLC0415
-    from outtray_schema.settings import load_settings  # noqa: PLC0415
+        from outtray_sandbox.demo import run_demo
+    from outtray_schema.settings import load_settings
 
     raise typer.Exit(run_demo(load_settings(), out, seed))
 
@@ -117,7 +117,7 @@ class _Writer:
 
 def _show_open_handovers(settings: Settings, run: Up, as_json: bool) -> None:
     """Name what was with a provider when everything was ended at once."""
-    from outtray_sandbox.up import open_handovers  # noqa: PLC0415
+    from outtray_sandbox.up import open_handovers
 
     try:
         found = open_handovers(settings, run.worker_names)

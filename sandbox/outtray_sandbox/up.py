@@ -1,7 +1,7 @@
 """`outtray up`: every process of the Procfile on this machine, in one terminal, until Ctrl-C.
 
 One Ctrl-C ends all cleanly: handovers under way finish and are recorded. A second one ends all at once, and names the
-messages that were in a handover. A process that dies is said to have died, and is started again, each time a little later.
+messages that were in a handover. A process that dies is said to have died, and started again after a growing pause.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ class Up:
         """Asked once: end all cleanly. Asked again: end all at once."""
         self.asked += 1
         if self.asked == 1:
-            self.show(Line(None, "Ending: handovers under way finish and are recorded. Ctrl-C again ends at once.", "ending"))
+            self.show(
+                Line(None, "Ending: handovers under way finish and are recorded. Ctrl-C again ends at once.", "ending")
+            )
         elif self.asked == 2:
             self.show(Line(None, "Ending at once.", "killing"))
         self._stopping.set()
@@ -216,4 +218,3 @@ async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
             yield line.decode("utf-8", "replace").rstrip("\r")
     if rest:
         yield rest.decode("utf-8", "replace")
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from outtray_schema.address import Address
@@ -79,7 +79,7 @@ def _plain(value: object) -> object:
     if isinstance(value, Address):
         return [value.email, value.name]
     if isinstance(value, datetime):
-        return value.isoformat()
+        return value.astimezone(UTC).isoformat()  # the same moment in another zone is the same request
     return value.total_seconds() if isinstance(value, timedelta) else str(value)
 
 

@@ -323,7 +323,6 @@ event = Table(
     _of_number("event"),
     _now("at"),
     _must("xact", Xid8, "pg_current_xact_id()"),
-    _must("horizon", Xid8, "pg_snapshot_xmin(pg_current_snapshot())"),
     _must("app_id", Uuid),
     _may("mailbox_id", Uuid),
     _may("message_id", Uuid),

@@ -67,7 +67,11 @@ class Fleet(AbstractContextManager["Fleet"]):
             log = self.folder / f"{role}-{self.started[role]}.log"
             output = self._stack.enter_context(log.open("wb"))
             process = subprocess.Popen(
-                [str(COMMAND), role], env=dict(self.env), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                [str(COMMAND), role],
+                env=dict(self.env),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             begun.append(Member(role, process, log))
         self.members += begun

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
+
+from outtray_sandbox.demo import run_demo, show
+from outtray_sandbox.servers.place import find_place
+from outtray_sandbox.servers.postgres import Postgres
+from outtray_sandbox.servers.valkey import Valkey
+from outtray_schema.settings import load_settings
 
 COMMAND = Path(sys.executable).parent / "outtray"
 ENDS_WITHIN = 200
@@ -71,11 +82,62 @@ def in_order(text: str, sentences: tuple[str, ...]) -> str | None:
     return None
 
 
-def left_running(folder: Path) -> list[str]:
-    """Commands of processes that work in the demo's folder."""
+def left_running(folder: Path) -> list[psutil.Process]:
+    """Processes that inherited the demo's environment: its workers, dispatchers and commands."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if str(folder) in words and process.pid != os.getpid():
-            found.append(words)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                found.append(process)
     return found
+
+
+def servers(folder: Path) -> list[psutil.Process]:
+    """The PostgreSQL and the Valkey of the demo that runs below this folder."""
+    (demo,) = folder.glob("outtray-demo-*")
+    place = find_place(demo)
+    found = [Postgres(place, durable=True).process, Valkey(place).process]
+    return [process for process in found if process is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_demo_that_takes_too_long_says_what_it_waited_for_and_keeps_its_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(show, "HARD_STOP", 0.5)
+    console = Console(file=StringIO(), width=200)
+    assert run_demo(load_settings(), console) == 1
+    said = console.file.getvalue()
+    assert "the demo was still waiting until every process had said that it is alive" in said
+    (kept,) = tmp_path.glob("outtray-demo-*")
+    assert str(kept) in said
+    assert {log.name for log in kept.iterdir()} == {"dispatcher-1.log", "worker-1.log", "worker-2.log"}
+
+
+def works(process: psutil.Process) -> bool:
+    """Whether it still runs: in a container a dead process may stay unburied."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, number: signal.Signals):
+    demo = subprocess.Popen(
+        [str(COMMAND), "demo"], env=environment(tmp_path), cwd=tmp_path, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "a dispatcher and 2 workers start" in line:
+            running = servers(tmp_path)
+            demo.send_signal(number)
+            break
+    rest, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 128 + number, rest
+    assert len(running) == 2 and not any(map(works, running)), "its servers have ended"
+    assert "Traceback" not in rest
+    assert not list(tmp_path.glob("outtray-demo-*")), "the folder is gone"
+    assert not left_running(tmp_path), "no process outlives the demo"

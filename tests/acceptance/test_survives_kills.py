@@ -46,7 +46,11 @@ class Faults:
 
 def enqueue_some(client: Outtray, boxes: list, start: int, count: int) -> None:
     for number in range(start, start + count):
-        client.enqueue(Message(to=f"person{number}@example.net", subject=f"n {number}", text="hi", mailbox=boxes[number % MAILBOXES]))
+        client.enqueue(
+            Message(
+                to=f"person{number}@example.net", subject=f"n {number}", text="hi", mailbox=boxes[number % MAILBOXES]
+            )
+        )
 
 
 @pytest.mark.processes

@@ -15,7 +15,6 @@ Run as a Celery app: `celery -A tests.bench.baseline worker ...`, its settings i
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import smtplib
@@ -27,6 +26,7 @@ import psycopg
 import redis
 import urllib3
 from celery import Celery, Task
+from tests.bench.payload import payload
 
 SCHEMA = """
 DROP SCHEMA IF EXISTS baseline CASCADE;
@@ -102,7 +102,7 @@ def post(kept: Connections, message_id: str, body: bytes) -> str:
     answer = kept.http.request(
         "POST",
         os.environ["BASELINE_SINK"],
-        body=json.dumps({"raw": base64.urlsafe_b64encode(body).decode()}),
+        body=payload(body),
         headers={"Content-Type": "application/json", "Authorization": "Bearer bench", "X-Message": message_id},
     )
     if answer.status != 200:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from dataclasses import dataclass
 
 import aiohttp
+from tests.bench.payload import payload
 
 from outtray_schema.outcome import NotBegun, Outcome, Sent, Unknown
 from outtray_worker.deadline import Deadline
@@ -29,7 +29,10 @@ class HttpProvider:
         if self._http is None:
             connector = aiohttp.TCPConnector(limit=CONNECTIONS, ttl_dns_cache=3600)
             self._http = aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(total=None),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
             )
         return HttpSession(self._http, account)
 
@@ -43,8 +46,7 @@ class HttpSession:
 
     async def prepare(self, mail: Mail) -> HttpMail:
         body = b"".join([piece async for piece in mail.body()])
-        data = json.dumps({"raw": base64.urlsafe_b64encode(body).decode()}).encode()
-        return HttpMail(self.http, str(self.account.server["url"]), str(mail.message_id), data)
+        return HttpMail(self.http, str(self.account.server["url"]), str(mail.message_id), payload(body))
 
     async def close(self) -> None:
         """The connections stay in the pool."""

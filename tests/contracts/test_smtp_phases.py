@@ -20,6 +20,7 @@ from provider_rigs import (
     large_mail,
     mail_of,
     new_mail,
+    quick_settings,
     soon,
 )
 
@@ -422,12 +423,33 @@ def test_a_certificate_fault_names_itself_and_its_cure(
         assert rig.server.seen["auth"] == 0
 
 
-def test_what_is_slipped_in_before_tls_ends_the_connection(tmp_path: Any) -> None:
-    with SmtpRig(tmp_path, "starttls") as rig:
-        rig.server.add_rule(stage="starttls", reply="220 go\n250 AUTH PLAIN", drop=None)
-        outcome = rig.run(deliver(rig, new_mail()))
-        assert isinstance(outcome, Parked)
-        assert rig.server.seen["auth"] == 0
+@pytest.mark.parametrize(("slipped_in", "logs_in"), [(b"", True), (b"250 slipped in\r\n", False), (b"25", False)])
+def test_what_is_slipped_in_before_tls_ends_the_connection(tmp_path: Any, slipped_in: bytes, logs_in: bool) -> None:
+    files = make_certificates(tmp_path)
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 here\r\n")
+        while line := await reader.readline():
+            heard.append(line[:4])
+            if line.startswith(b"EHLO"):
+                writer.write(b"250-here\r\n250-STARTTLS\r\n250 AUTH PLAIN\r\n")
+            elif line.startswith(b"STAR"):
+                writer.write(b"220 go\r\n" + slipped_in)
+                await writer.start_tls(files.server_context())
+            else:
+                writer.write(b"235 2.7.0 Accepted\r\n")
+        writer.close()
+
+    async def attempt() -> object:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            where = {"host": "127.0.0.1", "port": port, "tls": "starttls", "ca_file": str(files.ca_file)}
+            return await SmtpProvider(quick_settings(tmp_path)).check(account_of(where))
+
+    checked = asyncio.run(attempt())
+    assert isinstance(checked, Check if logs_in else Parked), checked
+    assert (b"AUTH" in heard) == logs_in
 
 
 def test_a_missing_ca_file_is_named(smtp: SmtpRig) -> None:

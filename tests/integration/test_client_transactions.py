@@ -280,9 +280,9 @@ def test_async_sessions_and_connections_commit_and_wake_as_sync_ones_do(database
                 await outtray.enqueue(hello(), connection=connection)
             assert len(published(database.settings)) == 1
             forget_wakes(database.settings)
-            async with await psycopg.AsyncConnection.connect(conninfo(database.settings)) as connection:
-                async with outtray.transaction(connection):
-                    await outtray.enqueue(hello(), connection=connection)
+            connection = await psycopg.AsyncConnection.connect(conninfo(database.settings))
+            async with connection, outtray.transaction(connection):
+                await outtray.enqueue(hello(), connection=connection)
             assert len(published(database.settings)) == 1
         await engine.dispose()
 

@@ -289,7 +289,8 @@ def test_the_ledger_reads_an_index_that_is_bounded_by_the_window(database):
                 "INSERT INTO outtray.message (id, app_id, mailbox_id, request_hash, recipients, external, size,"
                 " rfc_message_id, state, ended_at, counted_at)"
                 " SELECT gen_random_uuid(), %(app)s, CASE WHEN n %% 2 = 0 THEN %(box)s::uuid ELSE %(other)s END,"
-                " '', 1, 1, 1, 'x', 'sent', outtray.outtray_now(), outtray.outtray_now() - interval '25 hours' - n * interval '1 s'"
+                " '', 1, 1, 1, 'x', 'sent', outtray.outtray_now(),"
+                " outtray.outtray_now() - interval '25 hours' - n * interval '1 s'"
                 " FROM generate_series(1, 20000) AS n",
                 {"app": w.app_id, "box": box, "other": other},
             )

@@ -168,7 +168,9 @@ def test_a_verdict_about_old_credentials_does_not_undo_a_new_consent(database):
             await office.w.db.execute("UPDATE outtray.mailbox SET credentials_version = credentials_version + 1")
             from outtray_worker.items import MailboxMove  # noqa: PLC0415
 
-            late = MailboxMove(box, claimed.fence, ends=True, hold="reconnect", hold_reason="535", credentials_version=1)
+            late = MailboxMove(
+                box, claimed.fence, ends=True, hold="reconnect", hold_reason="535", credentials_version=1
+            )
             await office.process.registrar.move(late)
             assert (await office.box(box))["status"] == "active"
             assert await office.events("mailbox.reconnect") == []
@@ -216,7 +218,9 @@ def test_a_suppressed_message_is_cancelled_at_the_gate_and_says_so(database):
         async with inside(database.settings) as office:
             box = await office.mailbox()
             (message,), (other,) = office.enqueue(box, to="gone@example.net"), office.enqueue(box)
-            index = (await office.w.rows("SELECT address_index FROM outtray.recipient WHERE message_id = %s", message))[0]
+            index = (await office.w.rows("SELECT address_index FROM outtray.recipient WHERE message_id = %s", message))[
+                0
+            ]
             # The row alone, as another session's commit would bring it while the turn is already on its way.
             await office.w.db.execute(
                 "INSERT INTO outtray.suppression (app_id, address_index, address, reason) VALUES (%s, %s, '', 'bounced')",
@@ -289,7 +293,8 @@ def test_erased_or_damaged_content_fails_its_message_alone(database):
             erased, damaged, whole = office.enqueue(box, 3)
             await office.w.db.execute("DELETE FROM outtray.content WHERE message_id = %s", [erased])
             await office.w.db.execute(
-                "UPDATE outtray.content SET body = overlay(body PLACING 'x'::bytea FROM 40) WHERE message_id = %s", [damaged]
+                "UPDATE outtray.content SET body = overlay(body PLACING 'x'::bytea FROM 40) WHERE message_id = %s",
+                [damaged],
             )
             await office.until_idle()
             assert (await office.message(erased))["reason"] == "its content was erased"

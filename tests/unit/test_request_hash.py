@@ -61,6 +61,11 @@ def test_the_same_request_written_differently_is_the_same() -> None:
     assert first == second
 
 
+def test_the_same_moment_in_another_zone_is_the_same_request() -> None:
+    here, there = hashed(send_at="2027-01-01T02:00:00+02:00"), hashed(send_at="2027-01-01T00:00:00Z")
+    assert differing_fields(here, there) == []
+
+
 def test_an_attachment_is_compared_by_its_content_not_by_where_it_lies(tmp_path: Path) -> None:
     file = tmp_path / "somewhere"
     file.write_bytes(b"1")

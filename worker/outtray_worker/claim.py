@@ -19,10 +19,11 @@ from psycopg.rows import dict_row
 # Locks the round's mailboxes in the order of their ids. A parked mailbox needs no condition of its own: `next_at` is
 # never earlier than `parked_until`. A turn whose lease ran out counts as dead, whoever notices it first.
 CLAIM = """
-WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now), free AS (
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now, EXISTS (SELECT FROM outtray.switch) AS switches), free AS (
     SELECT m.id FROM outtray.mailbox m, t
     WHERE m.id = ANY(%(ids)s) AND m.status = 'active' AND m.next_at <= t.now
-      AND (m.turn_until IS NULL OR m.turn_until <= t.now) AND NOT outtray.switched_off(m.app_id, m.provider)
+      AND (m.turn_until IS NULL OR m.turn_until <= t.now)
+      AND NOT (t.switches AND outtray.switched_off(m.app_id, m.provider))
     ORDER BY m.id FOR NO KEY UPDATE OF m)
 UPDATE outtray.mailbox m
 SET turn_fence = m.turn_fence + 1, turn_until = t.now + %(lease)s, turn_worker = %(worker)s,
@@ -43,7 +44,7 @@ FROM (SELECT outtray.outtray_now() AS now) t, unnest(%(ids)s::uuid[]) AS box (id
     (VALUES (0::smallint), (1::smallint), (2::smallint)) AS p (priority), LATERAL (
     SELECT * FROM outtray.message m
     WHERE m.mailbox_id = box.id AND m.priority = p.priority AND m.state = 'queued' AND m.due_at <= t.now
-      AND (m.expires_at IS NULL OR m.expires_at > t.now) AND NOT outtray.tag_paused(m.app_id, m.tags)
+      AND (m.expires_at IS NULL OR m.expires_at > t.now) AND (m.tags = '{}' OR NOT outtray.tag_paused(m.app_id, m.tags))
     ORDER BY m.due_at, m.id LIMIT %(limit)s) AS m
 """
 

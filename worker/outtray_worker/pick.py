@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 
 # Locks what it picks and skips what another dispatcher holds; the conditions are checked again on the locked rows.
 PICK = """
-WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now, EXISTS (SELECT FROM outtray.switch) AS switches),
 candidate AS MATERIALIZED (
     SELECT box.id, box.place, box.next_at
     FROM outtray.app a, t, LATERAL (
@@ -24,7 +24,7 @@ candidate AS MATERIALIZED (
             WHERE m.app_id = a.id AND m.status = 'active' AND m.next_at <= t.now
               AND (m.turn_until IS NULL OR m.turn_until <= t.now)
               AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
-              AND NOT outtray.switched_off(m.app_id, m.provider)
+              AND NOT (t.switches AND outtray.switched_off(m.app_id, m.provider))
             ORDER BY m.next_at LIMIT %(limit)s) AS m) AS box
     ORDER BY box.place, box.next_at LIMIT %(limit)s),
 locked AS (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import threading
 from collections.abc import Coroutine, Mapping
@@ -59,6 +60,14 @@ async def connect(settings: Settings, role: str) -> AsyncConnection[Any]:
     return await AsyncConnection.connect(conninfo(settings), autocommit=True, **options)
 
 
+async def _refuse_closed(connection: AsyncConnection[Any]) -> None:
+    """Raise if the server closed this pooled connection: it can be read then. No round trip for each use of the pool."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP)
+    if poll.poll(0):
+        raise psycopg.OperationalError("the server closed this connection while it was idle")
+
+
 class Process:
     """The shared parts of one worker process. Belongs to its loop, except `start`, `submit` and `stop`."""
 
@@ -92,7 +101,7 @@ class Process:
             max_size=POOL_SIZE,
             open=False,
             timeout=settings.database_timeout.total_seconds(),
-            check=AsyncConnectionPool.check_connection,
+            check=_refuse_closed,
         )
         await self.pool.open()
         self.leases = Leases(settings.lease)

@@ -45,7 +45,7 @@ def record_of(attempt: Attempt, handover: int, outcome: Outcome) -> Record:
         rfc_message_id=ids[1],
         conversation_id=ids[2],
         evidence=outcome.evidence,
-        move=move_of(attempt, outcome),
+        move=move_of(attempt, outcome) or _arming(attempt, outcome),
     )
 
 
@@ -112,6 +112,11 @@ def _again(attempt: Attempt, outcome: Outcome) -> timedelta | None:
         return None
     backoff = message_backoff(attempt.settings, attempt.message.attempt + 1)
     return max(backoff, min(outcome.after, attempt.settings.park_hint_cap)) if outcome.after else backoff
+
+
+def _arming(attempt: Attempt, outcome: Outcome) -> MailboxMove | None:
+    """What returns to the queue arms its mailbox, should its turn be over by then (rule 13)."""
+    return MailboxMove(attempt.mailbox.id, attempt.mailbox.fence) if state_after(outcome) == "queued" else None
 
 
 def move_of(attempt: Attempt, outcome: Outcome) -> MailboxMove | None:

@@ -18,7 +18,8 @@ COMMANDS = "outtray.commands"
 
 _ABOUT = """Durable outbound mail from your users' own mailboxes.
 
-New here? [cyan]outtray up[/] starts everything; [cyan]outtray mailbox add smtp[/] adds a mailbox; [cyan]outtray send[/] sends.
+New here? [cyan]outtray up[/] starts everything, [cyan]outtray mailbox add smtp[/] adds a mailbox, [cyan]outtray send[/]
+sends.
 Something stuck? [cyan]outtray status[/], then [cyan]outtray explain[/].
 
 [dim]Exit codes: 0 ok, 1 refused, 2 usage or setting, 3 not found, 4 unavailable, 5 wrong state, 130 interrupted.[/]"""
@@ -54,7 +55,8 @@ def _show_version(asked: bool) -> None:
 
 def _options(
     show_version: Annotated[
-        bool, typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """The application's own flags."""

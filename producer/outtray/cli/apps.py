@@ -17,7 +17,9 @@ group = options.group("Apps: tenants with mailboxes of their own.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A short name, like crm or crm-eu.")]
 OnUnknown = Annotated[
     Literal["hold", "resend"],
-    typer.Option("--on-unknown", help="What becomes of messages that nobody can tell left, if they say nothing themselves."),
+    typer.Option(
+        "--on-unknown", help="What becomes of messages that nobody can tell left, if they say nothing themselves."
+    ),
 ]
 
 

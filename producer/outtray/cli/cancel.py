@@ -19,9 +19,13 @@ from outtray.cli.session import client
 from outtray.cli.times import time_of
 
 CANCEL_EXAMPLES = examples(
-    "outtray cancel 0199b0c2-…", "outtray cancel --tag spring", "outtray cancel --mailbox ann@example.com --to bob@example.org"
+    "outtray cancel 0199b0c2-…",
+    "outtray cancel --tag spring",
+    "outtray cancel --mailbox ann@example.com --to bob@example.org",
 )
-RESCHEDULE_EXAMPLES = examples("outtray reschedule 0199b0c2-… now", "outtray reschedule 0199b0c2-… 2027-01-31T09:00:00+01:00")
+RESCHEDULE_EXAMPLES = examples(
+    "outtray reschedule 0199b0c2-… now", "outtray reschedule 0199b0c2-… 2027-01-31T09:00:00+01:00"
+)
 
 _ANSWERS = {
     "cancelled": "[green]✓[/] Cancelled: it can no longer leave.",

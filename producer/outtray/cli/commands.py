@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from outtray.cli import apps, cancel, doctor, events, keys, mailboxes, message, migrate, resolve, send, status, switches, usage
+from outtray.cli import (
+    apps,
+    cancel,
+    doctor,
+    events,
+    keys,
+    mailboxes,
+    message,
+    migrate,
+    resolve,
+    send,
+    status,
+    switches,
+    usage,
+)
 
 _MAIL = "Mail"
 _CARE = "Care"

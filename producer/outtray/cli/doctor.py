@@ -57,7 +57,7 @@ class Finding:
 def doctor(as_json: Json = False) -> None:
     """Check that everything is in order, and say what is not.
 
-    Settings, keys, database, Redis, clocks, processes, spool. Exit 1 if anything is in trouble; warnings are no trouble.
+    Settings, keys, database, Redis, clocks, processes, spool. Exit 1 if anything is in trouble; warnings are none.
     """
     findings = list(_examine())
     if as_json:
@@ -107,7 +107,9 @@ def _settings_line(settings: Settings) -> str:
 
 def _keys(settings: Settings) -> Iterator[Finding]:
     vault = load_vault(settings)
-    source = "OUTTRAY_KEYS" if settings.keys is not None else str(settings.key_file or settings.data_folder / "keys.json")
+    source = (
+        "OUTTRAY_KEYS" if settings.keys is not None else str(settings.key_file or settings.data_folder / "keys.json")
+    )
     if vault.has_credentials:
         yield Finding("keys", "ok", f"{source}: all three rings, readable by its owner alone")
     else:
@@ -132,7 +134,9 @@ def _server(connection: Connection[DictRow]) -> Iterator[Finding]:
     server = connection.execute(SERVER).fetchone() or {}
     between = began + (datetime.now(UTC) - began) / 2
     if server["number"] < OLDEST_POSTGRES:
-        yield Finding("postgresql", "warning", f"version {server['version']}", "it is tested from version 15 on; upgrade it")
+        yield Finding(
+            "postgresql", "warning", f"version {server['version']}", "it is tested from version 15 on; upgrade it"
+        )
     else:
         yield Finding("postgresql", "ok", f"answers; version {server['version']}")
     yield _skew("postgresql's clock", server["now"] - between)
@@ -141,9 +145,13 @@ def _server(connection: Connection[DictRow]) -> Iterator[Finding]:
 def _migrated(connection: Connection[Any]) -> Finding:
     found, needed = revision(connection), newest_revision()
     if found is None or found < needed:
-        return Finding("tables", "trouble", f"at migration {found or 'none'}, this version needs {needed}", "run: outtray migrate")
+        return Finding(
+            "tables", "trouble", f"at migration {found or 'none'}, this version needs {needed}", "run: outtray migrate"
+        )
     if found > needed:
-        return Finding("tables", "warning", f"at migration {found}, newer than this version's {needed}", "update this machine")
+        return Finding(
+            "tables", "warning", f"at migration {found}, newer than this version's {needed}", "update this machine"
+        )
     return Finding("tables", "ok", f"at migration {found}")
 
 
@@ -161,7 +169,9 @@ def _processes(connection: Connection[DictRow]) -> Iterator[Finding]:
         if alive:
             yield Finding(f"{role}s", "ok", f"{alive} alive")
         else:
-            yield Finding(f"{role}s", "trouble", "none has spoken for 30 s: nothing leaves", f"start one: outtray {role}")
+            yield Finding(
+                f"{role}s", "trouble", "none has spoken for 30 s: nothing leaves", f"start one: outtray {role}"
+            )
 
 
 # ── Redis, clocks, spool ────────────────────────────────────────────────────────────────────────────────────────────
@@ -172,7 +182,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     try:
         info: Any = client.info()
         began = time.time()
-        seconds, micros = client.time()  # type: ignore[misc]
+        seconds, micros = client.time()
         between = (began + time.time()) / 2
     except (RedisError, OSError) as error:
         cure = "mail still leaves, more slowly; look at OUTTRAY_REDIS_URL and the server"
@@ -180,7 +190,11 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         return
     finally:
         client.close()
-    yield Finding("redis", "ok", f"answers; {info.get('server_name', 'redis')} {info.get('valkey_version', info.get('redis_version', ''))}")
+    yield Finding(
+        "redis",
+        "ok",
+        f"answers; {info.get('server_name', 'redis')} {info.get('valkey_version', info.get('redis_version', ''))}",
+    )
     yield _eviction(str(info.get("maxmemory_policy", "")))
     yield _skew("redis's clock", timedelta(seconds=seconds + micros / 1e6 - between))
 
@@ -212,6 +226,11 @@ def _spool(settings: Settings) -> Iterator[Finding]:
         return
     parent = next(each for each in (folder, *folder.parents) if each.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
-        yield Finding("spool", "trouble", f"{folder} cannot be written", "set OUTTRAY_SPOOL_FOLDER to a durable folder of this user's")
+        yield Finding(
+            "spool",
+            "trouble",
+            f"{folder} cannot be written",
+            "set OUTTRAY_SPOOL_FOLDER to a durable folder of this user's",
+        )
         return
     yield Finding("spool", "ok", f"empty ({folder})")

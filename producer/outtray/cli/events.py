@@ -11,12 +11,14 @@ from rich.markup import escape
 from outtray import Outtray
 from outtray.cli.exits import UsageError
 from outtray.cli.options import AppName, Json, examples, flag
-from outtray.cli.screen import STATES, colored, hint, out, plain, print_json_line
+from outtray.cli.screen import STATES, hint, out, plain, print_json_line
 from outtray.cli.session import database, ready_services
 from outtray.events import Event, EventPage
 from outtray_schema.settings import Settings
 
-EXAMPLES = examples("outtray events --limit 50", "outtray events --follow --new", "outtray events --follow --json > events.ndjson")
+EXAMPLES = examples(
+    "outtray events --limit 50", "outtray events --follow --new", "outtray events --follow --json > events.ndjson"
+)
 
 PAUSE = 0.5
 """Seconds between two looks while nothing happens."""
@@ -26,12 +28,19 @@ NOW = "SELECT pg_current_snapshot()::text AS cursor"
 
 Follow = Annotated[bool, flag("--follow", "-f", text="Go on with what happens next, until Ctrl-C.")]
 New = Annotated[bool, flag("--new", text="Leave out what has happened so far.")]
-After = Annotated[str | None, typer.Option("--after", metavar="CURSOR", help="Go on after this cursor.", show_default=False)]
+After = Annotated[
+    str | None, typer.Option("--after", metavar="CURSOR", help="Go on after this cursor.", show_default=False)
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many at once.")]
 
 
 def events(
-    follow: Follow = False, new: New = False, after: After = None, limit: Limit = 100, app: AppName = None, as_json: Json = False
+    follow: Follow = False,
+    new: New = False,
+    after: After = None,
+    limit: Limit = 100,
+    app: AppName = None,
+    as_json: Json = False,
 ) -> None:
     """Show what happened, oldest first.
 
@@ -71,6 +80,7 @@ def _show(page: EventPage, as_json: bool) -> None:
 
 def _line(event: Event) -> str:
     at = event.at.astimezone().strftime("%m-%d %H:%M:%S")
-    subject = event.message_id or event.mailbox_id or ""
+    about = event.message_id or event.mailbox_id or ""
     detail = " ".join(f"{name}={value}" for name, value in event.data.items() if value not in (None, "", False))
-    return f"[dim]{at}[/] {colored(event.kind.ljust(13), {name.ljust(13): each for name, each in STATES.items()})} {subject} {escape(detail)}"
+    kind = f"[{STATES.get(event.kind, 'default')}]{escape(f'{event.kind:<13}')}[/]"
+    return f"[dim]{at}[/] {kind} {about} {escape(detail)}"

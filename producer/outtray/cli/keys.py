@@ -40,13 +40,17 @@ def new(file: File, as_json: Json = False) -> None:
     if as_json:
         print_json({"file": file})
         return
-    done(f"{escape(str(file))} made, readable by you alone. [bold]Back it up[/]: without it nothing stored can be read.")
+    done(
+        f"{escape(str(file))} made, readable by you alone. [bold]Back it up[/]: without it nothing stored can be read."
+    )
     hint(f"export OUTTRAY_KEY_FILE={file.absolute()}")
 
 
 @group.command("producer", epilog=examples("outtray keys producer keys.json producer-keys.json"))
 def producer(
-    file: File, target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file to make.")], as_json: Json = False
+    file: File,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The file to make.")],
+    as_json: Json = False,
 ) -> None:
     """Derive a file for processes that only enqueue.
 
@@ -96,7 +100,9 @@ def use(ring: Ring, key_id: KeyId, file: OwnFile = None, as_json: Json = False) 
 @group.command("rotate", epilog=examples("outtray keys rotate content", "outtray keys rotate credentials --batch 100"))
 def rotate_ring(
     ring: Ring,
-    batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Rows re-encrypted in one transaction.")] = 500,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, max=10_000, help="Rows re-encrypted in one transaction.")
+    ] = 500,
     as_json: Json = False,
 ) -> None:
     """Re-encrypt what older keys sealed.
@@ -104,15 +110,14 @@ def rotate_ring(
     In small committed batches, beside live work; stop it and go on at any time.
     """
     changed = 0
-    with ready_services() as settings, database(settings) as connection:
-        with errors.status("rotating …") as status:
-            for rows in rotate(connection, load_vault(settings), ring, batch=batch):
-                changed += rows
-                status.update(f"{count(changed, 'row')} re-encrypted …")
+    with ready_services() as settings, database(settings) as connection, errors.status("rotating …") as status:
+        for rows in rotate(connection, load_vault(settings), ring, batch=batch):
+            changed += rows
+            status.update(f"{count(changed, 'value')} re-encrypted …")
     if as_json:
         print_json({"ring": ring, "rows": changed})
         return
-    done(f"{count(changed, 'row')} of {ring} re-encrypted. An older key can go once `outtray keys list` says unused:")
+    done(f"{count(changed, 'value')} of {ring} re-encrypted. An older key can go once `outtray keys list` says unused:")
     hint(f"outtray keys drop {ring} KEY")
 
 
@@ -130,7 +135,7 @@ def drop(
     with ready_services() as settings:
         used = _uses(settings, ring).get(key_id, 0)
     if used:
-        raise UsageError(f"{count(used, 'row')} still need {key_id} of {ring}. Run first: outtray keys rotate {ring}")
+        raise UsageError(f"{count(used, 'value')} still need {key_id} of {ring}. Run first: outtray keys rotate {ring}")
     keyfile.drop_key(_own_file(file), ring, key_id)
     if as_json:
         print_json({"ring": ring, "dropped": key_id})

@@ -26,29 +26,47 @@ adding = options.group("Connect a mailbox.")
 group.add_typer(adding, name="add")
 
 Mailbox = Annotated[str, typer.Argument(metavar="MAILBOX", help="Its address or id.")]
-MailboxOption = Annotated[str | None, typer.Option("--mailbox", metavar="MAILBOX", help="Its address or id.", show_default=False)]
+MailboxOption = Annotated[
+    str | None, typer.Option("--mailbox", metavar="MAILBOX", help="Its address or id.", show_default=False)
+]
 
 Tls = Literal["starttls", "implicit", "clear"]
 Auth = Literal["auto", "plain", "login", "xoauth2"]
 Host = Annotated[str, typer.Option("--host", metavar="NAME", help="The SMTP server, e.g. smtp.example.com.")]
 Port = Annotated[int | None, typer.Option("--port", help="Default: 587; 465 with --tls implicit.", show_default=False)]
 TlsFlag = Annotated[
-    Tls | None, typer.Option("--tls", help="Default: starttls; implicit on port 465. clear: sandbox only.", show_default=False)
+    Tls | None,
+    typer.Option("--tls", help="Default: starttls; implicit on port 465. clear: sandbox only.", show_default=False),
 ]
-Username = Annotated[str | None, typer.Option("--username", metavar="NAME", help="Default: the address.", show_default=False)]
+Username = Annotated[
+    str | None, typer.Option("--username", metavar="NAME", help="Default: the address.", show_default=False)
+]
 CaFile = Annotated[
-    Path | None, typer.Option("--ca-file", metavar="FILE", help="Trust this authority as well: a company's own.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--ca-file", metavar="FILE", help="Trust this authority as well: a company's own.", show_default=False
+    ),
 ]
-AuthFlag = Annotated[Auth | None, typer.Option("--auth", help="Default: auto, what the server offers.", show_default=False)]
-PlanName = Annotated[str | None, typer.Option("--plan", metavar="PLAN", help=f"One of {', '.join(PLANS)}.", show_default=False)]
+AuthFlag = Annotated[
+    Auth | None, typer.Option("--auth", help="Default: auto, what the server offers.", show_default=False)
+]
+PlanName = Annotated[
+    str | None, typer.Option("--plan", metavar="PLAN", help=f"One of {', '.join(PLANS)}.", show_default=False)
+]
 LimitFlags = Annotated[
     list[str] | None,
     typer.Option("--limit", metavar="NAME=N", help="Override one limit; NAME=none lifts it. May stand several times."),
 ]
-Reserve = Annotated[int | None, typer.Option("--reserve", metavar="N", help="Messages a day kept for the person's own mail.")]
+Reserve = Annotated[
+    int | None, typer.Option("--reserve", metavar="N", help="Messages a day kept for the person's own mail.")
+]
 Pace = Annotated[int | None, typer.Option("--pace", metavar="N", help="Messages a minute.")]
-SenderName = Annotated[str | None, typer.Option("--name", metavar="TEXT", help='The name that recipients see, e.g. "Ann Lee".')]
-Aliases = Annotated[list[str] | None, typer.Option("--alias", metavar="ADDRESS", help="May send from it too. Several times.")]
+SenderName = Annotated[
+    str | None, typer.Option("--name", metavar="TEXT", help='The name that recipients see, e.g. "Ann Lee".')
+]
+Aliases = Annotated[
+    list[str] | None, typer.Option("--alias", metavar="ADDRESS", help="May send from it too. Several times.")
+]
 
 
 def mailbox_name(text: str | None) -> UUID | str | None:
@@ -65,7 +83,8 @@ def mailbox_name(text: str | None) -> UUID | str | None:
     "smtp",
     epilog=examples(
         "outtray mailbox add smtp ann@example.com --host smtp.example.com",
-        "outtray mailbox add smtp ann@example.com --host smtp.example.com --port 465 \\\n      --limit messages=300 --pace 10",
+        "outtray mailbox add smtp ann@example.com --host smtp.example.com --port 465 \\\n"
+        "      --limit messages=300 --pace 10",
         "pass ann | outtray mailbox add smtp ann@example.com --host smtp.example.com --password-stdin",
     ),
 )
@@ -85,7 +104,9 @@ def add_smtp(
     pace: Pace = None,
     auth: AuthFlag = None,
     ca_file: CaFile = None,
-    default: Annotated[bool, flag("--default", text="Messages that name no mailbox leave from it. The first one is.")] = False,
+    default: Annotated[
+        bool, flag("--default", text="Messages that name no mailbox leave from it. The first one is.")
+    ] = False,
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
@@ -136,10 +157,10 @@ def _warn_beyond(box: MailboxView) -> None:
 def _limits(flags: list[str] | None, reserve: int | None = None, pace: int | None = None) -> dict[str, Any]:
     """`NAME=N` flags as overrides of a plan. Raises `UsageError`; the names themselves are judged by the plan."""
     found: dict[str, Any] = {}
-    for flag in flags or ():
-        name, equals, value = flag.partition("=")
+    for text in flags or ():
+        name, equals, value = text.partition("=")
         if not equals or not (value == "none" or value.isdecimal()):
-            raise UsageError(f"--limit {flag}: write NAME=N or NAME=none, e.g. --limit messages=300")
+            raise UsageError(f"--limit {text}: write NAME=N or NAME=none, e.g. --limit messages=300")
         found[name.strip()] = None if value == "none" else int(value)
     named = {"reserve": reserve, "per_minute": pace}
     return found | {name: value for name, value in named.items() if value is not None}
@@ -147,7 +168,12 @@ def _limits(flags: list[str] | None, reserve: int | None = None, pace: int | Non
 
 def limits_line(limits: Limits) -> str:
     """Limits in one line, the daily ones first."""
-    words = {"messages": "messages", "recipients": "recipients", "external": "external", "unique_external": "unique external"}
+    words = {
+        "messages": "messages",
+        "recipients": "recipients",
+        "external": "external",
+        "unique_external": "unique external",
+    }
     parts = [f"{number:,} {words[name]}" for name in DAILY if (number := getattr(limits, name)) is not None]
     line = f"{', '.join(parts)} in 24 h" if parts else "no daily limit"
     if limits.per_minute is not None:
@@ -201,10 +227,18 @@ def _facts(box: MailboxView) -> Iterator[tuple[str, str]]:
     if box.parked_until and box.parked_until > datetime.now(UTC):
         yield "parked until", f"{moment(box.parked_until)}: {escape(box.parked_reason or '')}"
     yield "server", _server_line(box)
-    yield "plan", f"{box.plan} [dim]{escape(PLANS[box.plan].source)}, {PLANS[box.plan].date}[/]" if box.plan in PLANS else box.plan
+    yield (
+        "plan",
+        f"{box.plan} [dim]{escape(PLANS[box.plan].source)}, {PLANS[box.plan].date}[/]"
+        if box.plan in PLANS
+        else box.plan,
+    )
     yield "may send", limits_line(box.limits)
     yield "per message", f"{box.limits.recipients_per_message} recipients" if box.limits.recipients_per_message else ""
-    yield "overrides", escape(" ".join(f"{name}={'none' if value is None else value}" for name, value in box.overrides.items()))
+    yield (
+        "overrides",
+        escape(" ".join(f"{name}={'none' if value is None else value}" for name, value in box.overrides.items())),
+    )
     yield "default", "messages that name no mailbox leave from it" if box.is_default else ""
     yield "next turn", moment(box.next_at)
     yield "turn until", moment(box.turn_until)
@@ -265,14 +299,19 @@ def change(
 
 @group.command(
     "reconnect",
-    epilog=examples("outtray mailbox reconnect ann@example.com", "outtray mailbox reconnect ann@example.com --host smtp2.example.com"),
+    epilog=examples(
+        "outtray mailbox reconnect ann@example.com",
+        "outtray mailbox reconnect ann@example.com --host smtp2.example.com",
+    ),
 )
 def reconnect(
     name: Mailbox,
     username: Username = None,
     from_stdin: FromStdin = False,
     from_file: FromFile = None,
-    host: Annotated[str | None, typer.Option("--host", metavar="NAME", help="Another server.", show_default=False)] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="NAME", help="Another server.", show_default=False)
+    ] = None,
     port: Port = None,
     tls: TlsFlag = None,
     auth: AuthFlag = None,
@@ -303,7 +342,10 @@ def reconnect(
     hint(f"try it: outtray mailbox test {box.address}")
 
 
-@group.command("remove", epilog=examples("outtray mailbox remove ann@example.com", "outtray mailbox remove ann@example.com --cancel"))
+@group.command(
+    "remove",
+    epilog=examples("outtray mailbox remove ann@example.com", "outtray mailbox remove ann@example.com --cancel"),
+)
 def remove(
     name: Mailbox,
     cancel: Annotated[bool, flag("--cancel", text="Cancel what still waits in it.")] = False,

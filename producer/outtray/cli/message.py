@@ -129,7 +129,9 @@ def _facts(message: MessageView) -> Iterator[tuple[str, str]]:
 
 def _state(message: MessageView) -> str:
     reason = f": {escape(message.reason)}" if message.reason else ""
-    notes = "\n[yellow]may have left already[/]: an earlier handover has no known outcome" if message.may_have_left else ""
+    notes = (
+        "\n[yellow]may have left already[/]: an earlier handover has no known outcome" if message.may_have_left else ""
+    )
     return f"{colored(message.state, STATES)}{reason}{notes}"
 
 
@@ -158,7 +160,7 @@ def _journal(journal: Sequence[JournalEntry]) -> Any:
 def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
     """A mapping on one line: `code=250 text="queued as 4f"`; what is empty is left out."""
     for name, value in values.items():
-        if value is None or value == "" or value == {} or value == []:
+        if value is None or value in ("", {}, []):
             continue
         if isinstance(value, Mapping):
             yield from (f"{name}.{pair}" for pair in _pairs(value))

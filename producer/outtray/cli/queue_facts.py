@@ -39,7 +39,8 @@ NOW = "SELECT outtray.outtray_now() AS now"
 PENDING = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
 open_box AS MATERIALIZED (
-    SELECT b.id FROM outtray.mailbox b, t WHERE b.status = 'active' AND (b.parked_until IS NULL OR b.parked_until <= t.now)
+    SELECT b.id FROM outtray.mailbox b, t
+    WHERE b.status = 'active' AND (b.parked_until IS NULL OR b.parked_until <= t.now)
       AND NOT outtray.switched_off(b.app_id, b.provider)),
 queued AS MATERIALIZED (
     SELECT m.mailbox_id, count(*) AS n, count(*) FILTER (WHERE m.due_at <= t.now) AS due, min(m.due_at) AS first
@@ -53,14 +54,14 @@ SELECT coalesce(sum(q.n), 0)::bigint AS queued, coalesce(sum(q.due), 0)::bigint 
 FROM queued q LEFT JOIN open_box o ON o.id = q.mailbox_id
 """
 
-# Counts what needs an eye, and what left in the last 24 hours; each through an index; locks nothing.
+# Counts what is with a provider and what needs an eye, each through an index; locks nothing.
 OPEN = """
-SELECT (SELECT count(*) FROM outtray.message m WHERE m.state = 'handing_over' AND (%(app)s::uuid IS NULL OR m.app_id = %(app)s))
-        AS handing_over,
-    (SELECT count(*) FROM outtray.message m WHERE m.state = 'unknown' AND (%(app)s::uuid IS NULL OR m.app_id = %(app)s))
-        AS unknown,
-    (SELECT count(*) FROM outtray.message m WHERE m.state = 'failed' AND (%(app)s::uuid IS NULL OR m.app_id = %(app)s))
-        AS failed
+SELECT (SELECT count(*) FROM outtray.message m
+        WHERE m.state = 'handing_over' AND (%(app)s::uuid IS NULL OR m.app_id = %(app)s)) AS handing_over,
+    (SELECT count(*) FROM outtray.message m
+        WHERE m.state = 'unknown' AND (%(app)s::uuid IS NULL OR m.app_id = %(app)s)) AS unknown,
+    (SELECT count(*) FROM outtray.message m
+        WHERE m.state = 'failed' AND (%(app)s::uuid IS NULL OR m.app_id = %(app)s)) AS failed
 """
 
 # Counts all that has ended and is still kept; reads the whole table, so its caller bounds its time.
@@ -88,8 +89,8 @@ WHERE (%(app)s::uuid IS NULL OR b.app_id = %(app)s) AND b.status_reason IS DISTI
 # Reads what is paused, with the names of apps; locks nothing.
 SWITCHES = """
 SELECT s.kind, s.since, s.actor, s.why,
-    CASE s.kind WHEN 'app' THEN a.name WHEN 'tag' THEN coalesce(a.name || ':', '') || split_part(s.target, ':', 2) ELSE s.target END
-        AS target
+    CASE s.kind WHEN 'app' THEN a.name
+        WHEN 'tag' THEN coalesce(a.name || ':', '') || split_part(s.target, ':', 2) ELSE s.target END AS target
 FROM outtray.switch s
 LEFT JOIN outtray.app a ON s.kind IN ('app', 'tag') AND a.id::text = split_part(s.target, ':', 1) ORDER BY s.since
 """
@@ -192,7 +193,7 @@ def read_redis(settings: Settings) -> RedisFacts:
     """Whether Redis answers within `redis_timeout`. Never raises for Redis's sake."""
     client = redis_client(settings)
     try:
-        return RedisFacts(True, int(client.llen(ROUNDS)))  # type: ignore[arg-type]
+        return RedisFacts(True, int(client.llen(ROUNDS)))
     except (RedisError, OSError) as error:
         return RedisFacts(False, None, type(error).__name__)
     finally:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime, timedelta
-from enum import Enum
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -41,17 +40,17 @@ def plain(value: Any) -> Any:
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if isinstance(value, (UUID, Path)):
-        return str(value)
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(each) for each in value]
-    return value
+    return next((write(value) for kind, write in _SCALARS if isinstance(value, kind)), value)
+
+
+_SCALARS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (datetime, lambda at: at.astimezone(UTC).isoformat()),
+    (date, lambda day: day.isoformat()),
+    (timedelta, lambda span: span.total_seconds()),
+    ((UUID, Path), str),
+)
 
 
 def print_json(value: Any) -> None:
@@ -87,7 +86,9 @@ def colored(word: str, colors: Mapping[str, str]) -> str:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """A table without lines: columns aligned, the head dim. A column whose name begins with `#` holds numbers."""
-    made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title=title, title_justify="left", title_style="bold")
+    made = Table(
+        box=None, padding=(0, 2, 0, 0), header_style="dim", title=title, title_justify="left", title_style="bold"
+    )
     for name in columns:
         number = name.startswith("#")
         made.add_column(name.removeprefix("#"), justify="right" if number else "left", no_wrap=number)

@@ -1,4 +1,4 @@
-"""Secrets: by a hidden prompt, from standard input, or from a file. Never from a flag, which every process list shows."""
+"""Secrets: by a hidden prompt, standard input or a file. Never by a flag, which every process list shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ MOST = 64 * 1024
 
 FromStdin = Annotated[bool, flag("--password-stdin", text="Read the password from standard input.")]
 FromFile = Annotated[
-    Path | None, typer.Option("--password-file", metavar="FILE", help="Read the password from a file.", show_default=False)
+    Path | None,
+    typer.Option("--password-file", metavar="FILE", help="Read the password from a file.", show_default=False),
 ]
 
 

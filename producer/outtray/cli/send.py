@@ -35,41 +35,64 @@ EXAMPLES = examples(
 _ADDRESSES, _BODY, _WHEN, _MANY = "Addresses", "Content", "When and how", "Many, from a file"
 
 Several = list[str] | None
-To = Annotated[Several, typer.Option("--to", metavar="ADDRESS", help="Several times for several.", rich_help_panel=_ADDRESSES)]
+To = Annotated[
+    Several, typer.Option("--to", metavar="ADDRESS", help="Several times for several.", rich_help_panel=_ADDRESSES)
+]
 Cc = Annotated[Several, typer.Option("--cc", metavar="ADDRESS", help="In copy.", rich_help_panel=_ADDRESSES)]
 Bcc = Annotated[Several, typer.Option("--bcc", metavar="ADDRESS", help="In blind copy.", rich_help_panel=_ADDRESSES)]
-ReplyTo = Annotated[Several, typer.Option("--reply-to", metavar="ADDRESS", help="Where answers go.", rich_help_panel=_ADDRESSES)]
+ReplyTo = Annotated[
+    Several, typer.Option("--reply-to", metavar="ADDRESS", help="Where answers go.", rich_help_panel=_ADDRESSES)
+]
 From = Annotated[
-    str | None, typer.Option("--from", metavar="ADDRESS", help="Default: the mailbox's own.", rich_help_panel=_ADDRESSES)
+    str | None,
+    typer.Option("--from", metavar="ADDRESS", help="Default: the mailbox's own.", rich_help_panel=_ADDRESSES),
 ]
 Subject = Annotated[str, typer.Option("--subject", metavar="TEXT", help="The subject.", rich_help_panel=_BODY)]
 TextFile = Annotated[
     str | None,
-    typer.Option("--text-file", metavar="FILE", help="The text; - for standard input, the default.", rich_help_panel=_BODY),
+    typer.Option(
+        "--text-file", metavar="FILE", help="The text; - for standard input, the default.", rich_help_panel=_BODY
+    ),
 ]
-HtmlFile = Annotated[str | None, typer.Option("--html-file", metavar="FILE", help="The same as HTML.", rich_help_panel=_BODY)]
+HtmlFile = Annotated[
+    str | None, typer.Option("--html-file", metavar="FILE", help="The same as HTML.", rich_help_panel=_BODY)
+]
 Attach = Annotated[Several, typer.Option("--attach", metavar="FILE", help="An attachment.", rich_help_panel=_BODY)]
 Inline = Annotated[
-    Several, typer.Option("--inline", metavar="ID=FILE", help="An image that the HTML shows as cid:ID.", rich_help_panel=_BODY)
+    Several,
+    typer.Option("--inline", metavar="ID=FILE", help="An image that the HTML shows as cid:ID.", rich_help_panel=_BODY),
 ]
-Headers = Annotated[Several, typer.Option("--header", metavar="NAME:VALUE", help="A header of your own.", rich_help_panel=_BODY)]
+Headers = Annotated[
+    Several, typer.Option("--header", metavar="NAME:VALUE", help="A header of your own.", rich_help_panel=_BODY)
+]
 InReplyTo = Annotated[
     str | None, typer.Option("--in-reply-to", metavar="MESSAGE-ID", help="What it answers.", rich_help_panel=_BODY)
 ]
 References = Annotated[
     Several, typer.Option("--reference", metavar="MESSAGE-ID", help="Its thread, oldest first.", rich_help_panel=_BODY)
 ]
-Tags = Annotated[Several, typer.Option("--tag", metavar="TAG", help="To find, pause or cancel it by.", rich_help_panel=_WHEN)]
+Tags = Annotated[
+    Several, typer.Option("--tag", metavar="TAG", help="To find, pause or cancel it by.", rich_help_panel=_WHEN)
+]
 Metadata = Annotated[
-    str | None, typer.Option("--metadata", metavar="JSON", help='Your own ids: \'{"contact": 7}\'.', rich_help_panel=_WHEN)
+    str | None,
+    typer.Option("--metadata", metavar="JSON", help="Your own ids: '{\"contact\": 7}'.", rich_help_panel=_WHEN),
 ]
-Priority = Annotated[Literal["high", "normal", "low"], typer.Option("--priority", help="In its mailbox.", rich_help_panel=_WHEN)]
+Priority = Annotated[
+    Literal["high", "normal", "low"], typer.Option("--priority", help="In its mailbox.", rich_help_panel=_WHEN)
+]
 SendAt = Annotated[
-    str | None, typer.Option("--send-at", metavar="TIME", help="Not before: +2h, or with a zone.", rich_help_panel=_WHEN)
+    str | None,
+    typer.Option("--send-at", metavar="TIME", help="Not before: +2h, or with a zone.", rich_help_panel=_WHEN),
 ]
-ExpiresAt = Annotated[str | None, typer.Option("--expires-at", metavar="TIME", help="Not after.", rich_help_panel=_WHEN)]
+ExpiresAt = Annotated[
+    str | None, typer.Option("--expires-at", metavar="TIME", help="Not after.", rich_help_panel=_WHEN)
+]
 GiveUp = Annotated[
-    str | None, typer.Option("--give-up-after", metavar="24h", help="How long its failures are tried again.", rich_help_panel=_WHEN)
+    str | None,
+    typer.Option(
+        "--give-up-after", metavar="24h", help="How long its failures are tried again.", rich_help_panel=_WHEN
+    ),
 ]
 OnUnknown = Annotated[
     Literal["hold", "resend"] | None,
@@ -83,15 +106,15 @@ Key = Annotated[
     ),
 ]  # fmt: skip
 Wait = Annotated[
-    float | None, typer.Option("--wait", metavar="SECONDS", help="Wait until it left; exit 1 if not.", rich_help_panel=_WHEN)
+    float | None,
+    typer.Option("--wait", metavar="SECONDS", help="Wait until it left; exit 1 if not.", rich_help_panel=_WHEN),
 ]
 DryRun = Annotated[bool, flag("--dry-run", text="Judge everything as if for real, store nothing.", panel=_WHEN)]
 File = Annotated[
-    str | None, typer.Option("--file", metavar="FILE", help="One JSON object a line; - for stdin.", rich_help_panel=_MANY)
+    str | None,
+    typer.Option("--file", metavar="FILE", help="One JSON object a line; - for stdin.", rich_help_panel=_MANY),
 ]
-KeepGoing = Annotated[
-    bool, flag("--keep-going", text="Take the good rows. Default: all or none.", panel=_MANY)
-]
+KeepGoing = Annotated[bool, flag("--keep-going", text="Take the good rows. Default: all or none.", panel=_MANY)]
 RefusedFile = Annotated[
     Path | None, typer.Option("--refused", metavar="FILE", help="Where the bad rows go.", rich_help_panel=_MANY)
 ]
@@ -197,20 +220,20 @@ def _read(name: str, source: str) -> str:
 
 def _attachments(attach: Several, inline: Several) -> list[dict[str, str]]:
     found = [{"path": path} for path in attach or ()]
-    for flag in inline or ():
-        inline_id, equals, path = flag.partition("=")
+    for text in inline or ():
+        inline_id, equals, path = text.partition("=")
         if not equals:
-            raise UsageError(f"--inline {flag}: write ID=FILE, e.g. logo=logo.png")
+            raise UsageError(f"--inline {text}: write ID=FILE, e.g. logo=logo.png")
         found.append({"path": path, "inline_id": inline_id})
     return found
 
 
 def _headers(flags: Several) -> dict[str, str]:
     found: dict[str, str] = {}
-    for flag in flags or ():
-        name, colon, value = flag.partition(":")
+    for text in flags or ():
+        name, colon, value = text.partition(":")
         if not colon or name in found:
-            raise UsageError(f"--header {flag}: write NAME:VALUE, each name once, e.g. X-Campaign:spring")
+            raise UsageError(f"--header {text}: write NAME:VALUE, each name once, e.g. X-Campaign:spring")
         found[name] = value.strip()
     return found
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -171,7 +171,9 @@ def _refused(result: ManyResult, reader: _Reader) -> list[RefusedLine]:
 def refusal_of(refused: list[RefusedLine]) -> Refused:
     """The refusal of a whole file: its first lines, and how many more there are."""
     problems = [
-        Problem(f"line {each.line}, {problem.field}", problem.reason) for each in refused[:SHOWN] for problem in each.problems
+        Problem(f"line {each.line}, {problem.field}", problem.reason)
+        for each in refused[:SHOWN]
+        for problem in each.problems
     ]
     if len(refused) > SHOWN:
         problems.append(Problem("and", f"{count(len(refused) - SHOWN, 'more line')}; --keep-going takes the good ones"))
@@ -184,23 +186,28 @@ def refusal_of(refused: list[RefusedLine]) -> Refused:
 @contextmanager
 def _opened(source: str) -> Iterator[IO[bytes]]:
     """The file, or a copy of standard input without a name: it is read more than once."""
-    if source != "-":
-        try:
-            file = Path(source).open("rb")
-        except OSError as error:
-            raise UsageError(f"--file: {source} cannot be read: {error.strerror}") from None
-        with file:
-            yield file
-        return
-    with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
-        yield copy
+    with ExitStack() as closing:
+        if source == "-":
+            file: IO[bytes] = closing.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        else:
+            try:
+                file = closing.enter_context(Path(source).open("rb"))
+            except OSError as error:
+                raise UsageError(f"--file: {source} cannot be read: {error.strerror}") from None
+        yield file
 
 
 @contextmanager
 def _progress(file: IO[bytes], what: str) -> Iterator[Callable[[int], None]]:
     """A bar of the file's bytes on standard error, where somebody looks; yields what advances it."""
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]:,} rows"), TimeRemainingColumn())
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rows]:,} rows"),
+        TimeRemainingColumn(),
+    )
     total = os.fstat(file.fileno()).st_size
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(what, total=total, rows=0)
@@ -231,7 +238,11 @@ def _refused_row(line: bytes, refused: RefusedLine) -> dict[str, Any]:
         row: Any = json.loads(line)
     except ValueError:
         row = None
-    return {REFUSED_KEY: why, **row} if isinstance(row, dict) else {REFUSED_KEY: {**why, "text": line.decode("utf-8", "replace")}}
+    return (
+        {REFUSED_KEY: why, **row}
+        if isinstance(row, dict)
+        else {REFUSED_KEY: {**why, "text": line.decode("utf-8", "replace")}}
+    )
 
 
 # ── what became of it ───────────────────────────────────────────────────────────────────────────────────────────────

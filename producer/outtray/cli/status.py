@@ -16,7 +16,18 @@ from rich.markup import escape
 from outtray import Outtray
 from outtray.cli.options import Json, examples, flag
 from outtray.cli.queue_facts import ATTENTION, HeldMailbox, Pending, QueueFacts, read_facts
-from outtray.cli.screen import MAILBOX_STATES, colored, count, duration, facts, moment, out, print_json, print_json_line, table
+from outtray.cli.screen import (
+    MAILBOX_STATES,
+    colored,
+    count,
+    duration,
+    facts,
+    moment,
+    out,
+    print_json,
+    print_json_line,
+    table,
+)
 from outtray.cli.session import database, ready_services
 from outtray_schema.errors import NotFound, Unavailable
 from outtray_schema.settings import Settings
@@ -29,7 +40,9 @@ LATE = timedelta(seconds=60)
 
 Watch = Annotated[bool, flag("--watch", "-w", text="Stay and look again, until Ctrl-C. With --json a line each time.")]
 Every = Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often to look again.")]
-OneApp = Annotated[str | None, typer.Option("--app", metavar="NAME", help="Only this app. Default: all.", show_default=False)]
+OneApp = Annotated[
+    str | None, typer.Option("--app", metavar="NAME", help="Only this app. Default: all.", show_default=False)
+]
 
 
 def status(watch: Watch = False, every: Every = 2.0, app: OneApp = None, as_json: Json = False) -> None:
@@ -62,7 +75,9 @@ def _look(settings: Settings, vault: Vault, app_id: UUID | None) -> QueueFacts:
 
 def _watch(settings: Settings, vault: Vault, app_id: UUID | None, every: float, as_json: bool) -> None:
     """Look again and again. A database that goes away is said, and looked for again."""
-    with Live(console=Console(quiet=True) if as_json else out, auto_refresh=False, screen=not as_json and out.is_terminal) as live:
+    with Live(
+        console=Console(quiet=True) if as_json else out, auto_refresh=False, screen=not as_json and out.is_terminal
+    ) as live:
         while True:
             try:
                 found = _look(settings, vault, app_id)
@@ -106,7 +121,11 @@ def _lines(found: QueueFacts) -> Iterator[tuple[str, str]]:
     pending = found.pending
     yield "queued", _queued_line(found)
     yield "handing over", f"{pending.handing_over:,}" if pending.handing_over else "0"
-    yield "unknown", f"[bold yellow]{pending.unknown:,}[/] wait for a decision: outtray message list --state unknown" * bool(pending.unknown)
+    yield (
+        "unknown",
+        f"[bold yellow]{pending.unknown:,}[/] wait for a decision: outtray message list --state unknown"
+        * bool(pending.unknown),
+    )
     yield "failed", f"[red]{pending.failed:,}[/] outtray message list --state failed" * bool(pending.failed)
     yield "ended", _ended_line(found)
     yield "mailboxes", ", ".join(_box_counts(found)) or "none yet: outtray mailbox add smtp"
@@ -137,7 +156,12 @@ def _lag(pending: Pending, found: QueueFacts) -> str:
 def _ended_line(found: QueueFacts) -> str:
     if found.ended is None:
         return "[dim]more than can be counted in two seconds[/]"
-    return ", ".join(f"{found.ended[state]:,} {state}" for state in ("sent", "cancelled", "expired") if found.ended.get(state)) or "0"
+    return (
+        ", ".join(
+            f"{found.ended[state]:,} {state}" for state in ("sent", "cancelled", "expired") if found.ended.get(state)
+        )
+        or "0"
+    )
 
 
 def _box_counts(found: QueueFacts) -> Iterator[str]:

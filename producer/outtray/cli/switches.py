@@ -24,7 +24,8 @@ RESUME_EXAMPLES = examples("outtray resume --all", "outtray resume --tag spring 
 
 Everything = Annotated[bool, flag("--all", text="Everything.")]
 AppTarget = Annotated[
-    str | None, typer.Option("--app", metavar="NAME", help="One app; with --tag or --mailbox, the app that they belong to.")
+    str | None,
+    typer.Option("--app", metavar="NAME", help="One app; with --tag or --mailbox, the app that they belong to."),
 ]
 ProviderTarget = Annotated[str | None, typer.Option("--provider", metavar="NAME", help="One provider, e.g. smtp.")]
 TagTarget = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="What has this tag.")]
@@ -82,7 +83,9 @@ def resume(
         return
     done(f"Resumed: {target}." if was_paused else f"{str(target).capitalize()} was not paused.")
     for each in others:
-        out.print(f"  [yellow]still paused[/]: {each.kind} {escape(each.target)} {escape(each.why)}".rstrip(), soft_wrap=True)
+        out.print(
+            f"  [yellow]still paused[/]: {each.kind} {escape(each.target)} {escape(each.why)}".rstrip(), soft_wrap=True
+        )
 
 
 def _pause(outtray: Outtray, target: _Target, why: str) -> None:
@@ -100,9 +103,7 @@ def _resume(outtray: Outtray, target: _Target) -> bool:
     return outtray.resume(target.kind, target.name)
 
 
-def _target(
-    everything: bool, app: str | None, provider: str | None, tag: str | None, mailbox: str | None
-) -> _Target:
+def _target(everything: bool, app: str | None, provider: str | None, tag: str | None, mailbox: str | None) -> _Target:
     """The one thing that the flags name. Raises `UsageError`."""
     targets: list[_Target] = []
     targets += [_Target("all", "")] if everything else []
@@ -112,7 +113,9 @@ def _target(
     if app and not (tag or mailbox):
         targets.append(_Target("app", app))
     if len(targets) != 1:
-        raise UsageError("name exactly one of --all, --app, --provider, --tag and --mailbox (--app may stand beside the last two)")
+        raise UsageError(
+            "name exactly one of --all, --app, --provider, --tag and --mailbox (--app may stand beside the last two)"
+        )
     return targets[0]
 
 

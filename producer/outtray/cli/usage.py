@@ -1,4 +1,4 @@
-"""`outtray mailbox import-usage`: what a mailbox sent elsewhere today, so that the first day with us keeps its limits."""
+"""`outtray mailbox import-usage`: what a mailbox sent elsewhere today, so that its first day keeps its limits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ EXAMPLES = examples(
 _FIELDS = {"at", "messages", "recipients", "external", "externals"}
 
 Number = Annotated[int, typer.Option(min=0, help="How many, in all.")]
-File = Annotated[Path | None, typer.Option("--file", metavar="FILE", help="One JSON object a line; - for standard input.")]
+File = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help="One JSON object a line; - for standard input.")
+]
 At = Annotated[str, typer.Option("--at", metavar="TIME", help="When; they count for 24 hours from then.")]
 
 
@@ -82,7 +84,9 @@ def _row(line: str, text: str) -> UsageRow:
     except ValueError:
         raise Refused(Problem(line, "is no JSON")) from None
     if not isinstance(fields, dict) or fields.keys() - _FIELDS or "at" not in fields:
-        raise Refused(Problem(line, f"must be an object with at, and of {', '.join(sorted(_FIELDS - {'at'}))} what is known"))
+        raise Refused(
+            Problem(line, f"must be an object with at, and of {', '.join(sorted(_FIELDS - {'at'}))} what is known")
+        )
     return UsageRow(**{**fields, "at": _at(line, fields["at"]), "externals": tuple(fields.get("externals", ()))})
 
 

@@ -42,6 +42,7 @@ class View:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live: Live | None = None
+        self._moves = console.is_terminal and not console.is_dumb_terminal
         self._began = time.monotonic()
         self._said_at = float("-inf")
 
@@ -53,7 +54,7 @@ class View:
     @contextmanager
     def open(self) -> Iterator[None]:
         """Show the picture until the end of the block; its last state stays on screen."""
-        if not self._console.is_terminal:
+        if not self._moves:
             yield
             return
         with Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
@@ -77,7 +78,7 @@ class View:
         """The picture as it stands now."""
         if self._live is not None:
             self._live.update(picture(now, self.elapsed, self._console.width), refresh=True)
-        elif not self._console.is_terminal and self.elapsed - self._said_at >= PLAIN_EVERY:
+        elif not self._moves and self.elapsed - self._said_at >= PLAIN_EVERY:
             self._said_at = self.elapsed
             self._console.print(f"{self.elapsed:4.0f} s   {in_one_line(now)}", markup=False, style="dim")
 

@@ -18,6 +18,8 @@ from outtray_sandbox.demo.watch import Now, all_alive, clock, open_handovers
 WORKERS = 2
 HELD_BACK = 40
 """Messages that come late: the last lines of the file are enqueued right before Redis is flushed."""
+AFTER_FLUSH = 10
+"""Messages that have to leave after the flush before anything else breaks."""
 TROUBLE_SECONDS = 8.0
 TROUBLE = "451 4.3.0 Temporary system problem. Try again later."
 ON_CAMERA = 1.5
@@ -68,6 +70,7 @@ def _start_processes(show: Show) -> None:
         crew.start("worker")
     show.say(f"a dispatcher and {WORKERS} workers start, as processes of their own")
     show.until(lambda _: all_alive(show.stage), "every process had said that it is alive")
+    show.say("they are up, and mail leaves")
 
 
 # ── faults ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -90,11 +93,17 @@ def _flush_redis(show: Show, faults: Faults) -> None:
     show.stage.client.enqueue_many(late)
     with redis.Redis.from_url(redis_url(show.stage.settings)) as connection:
         connection.flushall()
-    faults.flushed_with_queued = show.look().count("queued")
+    now, flushed = show.look(), show.view.elapsed
+    faults.flushed_with_queued = now.count("queued")
     show.say(
         f"{len(late)} more messages are enqueued, and Redis is flushed right behind them: wakes, rounds and pace are "
         f"gone, with {faults.flushed_with_queued} messages queued",
         "fault",
+    )
+    enough = now.count("sent") + AFTER_FLUSH
+    show.until(lambda now: now.count("sent") >= enough, "mail left after the flush")
+    show.say(
+        f"mail goes on leaving: {AFTER_FLUSH} sent within {show.view.elapsed - flushed:.0f} s of the flush", "good"
     )
 
 

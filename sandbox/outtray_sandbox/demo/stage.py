@@ -8,10 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -152,11 +151,9 @@ def _connect(client: Outtray, player: Player, server: SmtpServer) -> Mailbox:
         plan=player.plan,
         ca_file=server.ca_file,
     )
-    if player.used_elsewhere:
-        # One row a message, as an import from another system has them; here they left within one minute.
-        earlier = UsageRow(datetime.now(UTC) - USED_AGO, messages=1, recipients=1, external=1)
-        rows = (replace(earlier, at=earlier.at + timedelta(milliseconds=100 * n)) for n in range(player.used_elsewhere))
-        client.mailboxes.import_usage(box.id, islice(rows, player.used_elsewhere))
+    if used := player.used_elsewhere:
+        row = UsageRow(datetime.now(UTC) - USED_AGO, messages=used, recipients=used, external=used)
+        client.mailboxes.import_usage(box.id, [row])
     return box
 
 

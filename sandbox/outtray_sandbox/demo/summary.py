@@ -99,10 +99,10 @@ def _not_over(accounts: Accounts, box: BoxNow) -> Check:
     measure: Literal["messages", "recipients"] = "messages" if box.measure == "messages" else "recipients"
     theirs = most_in_any_24h(accounts.taken_from(box), measure)
     used = theirs + box.player.used_elsewhere
-    elsewhere = f" and {box.player.used_elsewhere} elsewhere before" if box.player.used_elsewhere else ""
+    elsewhere = f" (and {box.player.used_elsewhere} elsewhere before)" if box.player.used_elsewhere else ""
     return Check(
         used <= box.allowed,
-        f"not over: {box.player.address} left {theirs}{elsewhere}, of {box.allowed:,} {measure} in 24 hours",
+        f"not over: {box.player.address} sent {theirs}{elsewhere} of {box.allowed:,} {measure} allowed in 24 hours",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -92,7 +93,7 @@ class BoxNow:
             return f"parked until {until.astimezone():%H:%M}: its daily limit of {limit} is reached"
         if self.parked_reason == "pace":
             return f"paced: {self.per_minute} a minute"
-        return f"parked for {self.parked_for.total_seconds():.0f} s: {_short(self.parked_reason)}"
+        return f"parked for {math.ceil(self.parked_for.total_seconds())} s: {_short(self.parked_reason)}"
 
     def _done(self) -> str:
         if self.unknown:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
 import json
 import logging
 import re
@@ -26,55 +25,17 @@ from aiosmtpd.smtp import MISSING, SMTP, TLSSetupException
 
 from outtray_sandbox.accepted import Accepted
 from outtray_sandbox.smtp.house import House
+from outtray_sandbox.smtp.incoming import LINE_END, Incoming
 from outtray_sandbox.smtp.script import Rule, Stage
 
 # aiosmtpd logs addresses at INFO; whoever runs the sandbox beside us may log at that level.
 logging.getLogger("mail.log").setLevel(logging.WARNING)
 
-_HEAD = 64 * 1024
-_LINE_END = b"\r\n"
 _END = b"\r\n.\r\n"
 _PATH = re.compile(r"(FROM|TO):\s*<([^<>]*)>\s*(.*)", re.IGNORECASE)
-_MESSAGE_ID = re.compile(rb"^message-id:\s*(<[^<>]*>)", re.IGNORECASE | re.MULTILINE)
 _RESET = struct.pack("ii", 1, 0)
 
 Work = Callable[[], Awaitable[None]]
-
-
-class Incoming:
-    """A mail's bytes as they come: dots unstuffed, hashed, the head kept to find the Message-ID."""
-
-    def __init__(self, keep: int) -> None:
-        self._tail = b""
-        self._skip = len(_LINE_END)
-        self._hash = hashlib.sha256()
-        self._keep = keep
-        self.size = 0
-        self.head = b""
-        self.kept: list[bytes] = []
-
-    def feed(self, data: bytes) -> None:
-        """More of the mail as it travels, beginning with the line end before its first line."""
-        joined = self._tail + data
-        clean = joined.replace(b"\r\n.", b"\r\n")[len(self._tail) :]
-        self._tail = joined[-2:]
-        clean, self._skip = clean[self._skip :], max(0, self._skip - len(clean))
-        self._hash.update(clean)
-        self.size += len(clean)
-        if len(self.head) < _HEAD:
-            self.head += clean[:_HEAD]
-        if self.size <= self._keep:
-            self.kept.append(clean)
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    @property
-    def message_id(self) -> str:
-        head = self.head.partition(b"\r\n\r\n")[0].replace(b"\r\n ", b" ").replace(b"\r\n", b"\n")
-        found = _MESSAGE_ID.search(head)
-        return found[1].decode("utf-8", "replace") if found else ""
 
 
 class Dialogue(SMTP):
@@ -376,7 +337,7 @@ class Dialogue(SMTP):
         """Read to the closing dot; what the client sent beyond it stays to be read as commands."""
         rule = self._rule("body")
         # The line end of DATA itself stands before the first line: a dot may follow it at once.
-        buffer, came = _LINE_END, 0
+        buffer, came = LINE_END, 0
         while (end := buffer.find(_END)) < 0:
             if rule and came >= rule.after_bytes:
                 await self._play(rule, self._nothing)

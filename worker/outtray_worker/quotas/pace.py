@@ -61,6 +61,7 @@ class Pace:
         self._timeout = settings.redis_timeout.total_seconds()
         self._clock = clock
         self._away_until = -math.inf
+        self._working = True
         self._recent = Recent(clock)
         self._fallback = Fallback(clock, self._recent)
         self._rebuilt: set[str] = set()
@@ -104,6 +105,9 @@ class Pace:
         except (RedisError, OSError) as error:
             self._leave_alone(error)
             return None
+        if not self._working:
+            self._working = True
+            log.info("pace by Redis again")
         pairs = zip(answer[::2], answer[1::2], strict=True)
         return [Grant(int(tokens), timedelta(microseconds=int(wait))) for tokens, wait in pairs]
 
@@ -118,4 +122,6 @@ class Pace:
     def _leave_alone(self, error: Exception) -> None:
         self._away_until = self._clock() + LEAVE_ALONE
         self._rebuilt.clear()
-        log.warning("pace without Redis", seconds=LEAVE_ALONE, error=type(error).__name__)
+        if self._working:
+            self._working = False
+            log.warning("pace without Redis: slower, by the ledger alone", error=type(error).__name__)

@@ -208,13 +208,12 @@ CREATE TABLE outtray.process (
     info       jsonb NOT NULL DEFAULT '{}'
 );
 
--- What others are told. `xact` and `horizon` let a reader page without a gap from late commits: docs/events.md.
+-- What others are told. `xact` lets a reader page without a gap from late commits: docs/events.md.
 CREATE SEQUENCE outtray.event_id;
 CREATE TABLE outtray.event (
     id         bigint NOT NULL DEFAULT nextval('outtray.event_id'),
     at         timestamptz NOT NULL DEFAULT outtray.outtray_now(),
     xact       xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    horizon    xid8 NOT NULL DEFAULT pg_snapshot_xmin(pg_current_snapshot()),
     app_id     uuid NOT NULL,
     mailbox_id uuid,
     message_id uuid,
@@ -258,7 +257,7 @@ CREATE FUNCTION outtray.earliest_due(box uuid) RETURNS timestamptz LANGUAGE sql 
     FROM (VALUES (0::smallint), (1::smallint), (2::smallint)) AS p (priority), LATERAL (
         SELECT m.due_at FROM outtray.message m
         WHERE m.mailbox_id = box AND m.priority = p.priority AND m.state = 'queued' AND m.due_at IS NOT NULL
-          AND NOT outtray.tag_paused(m.app_id, m.tags)
+          AND (m.tags = '{}' OR NOT outtray.tag_paused(m.app_id, m.tags))
         ORDER BY m.due_at LIMIT 1) AS first
 $$;
 

@@ -23,14 +23,8 @@ from outtray_schema.settings import Settings
 from outtray_worker.deadline import Deadline, boottime
 from outtray_worker.providers import Account, Mail
 from outtray_worker.providers.smtp.auth import secrets_of
-from outtray_worker.providers.smtp.dialogue import (
-    Body,
-    ContentLost,
-    envelope,
-    give_body,
-    give_envelope,
-    write_dot,
-)
+from outtray_worker.providers.smtp.body import Body, ContentLost
+from outtray_worker.providers.smtp.dialogue import envelope, give_body, give_envelope, write_dot
 from outtray_worker.providers.smtp.link import Ended, Link, Server, build_context, connect
 from outtray_worker.providers.smtp.redact import Redactor
 from outtray_worker.providers.smtp.troubles import interrupted
