@@ -1,7 +1,12 @@
-"""The command line as its users meet it: a process, with arguments, standard input, and an exit code."""
+"""The command line as its users meet it: arguments, standard input, what it writes, and an exit code.
+
+Called, it runs within the test's own process, since a process of its own takes a second to start; `process` is the same
+in a process of its own, and `start` one that stays.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +14,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+from outtray.cli.application import main
 from outtray_schema.settings import Settings
 
 PATIENCE = 60.0
@@ -59,6 +67,21 @@ class CommandLine:
         )
 
     def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
+        out, err = _writer(), _writer()
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("OUTTRAY_")]:
+                patch.delenv(name)
+            for name, value in self.full_environment(**environment).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["outtray", *arguments])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8"))
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            code = _exit_code()
+        return Ran(code, _written(out), _written(err))
+
+    def process(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
+        """The same in a process of its own."""
         ended = subprocess.run(
             command(*arguments),
             input=stdin,
@@ -98,3 +121,21 @@ class CommandLine:
 def command(*arguments: str) -> list[str]:
     """The command line of this interpreter's installation."""
     return [sys.executable, "-m", "outtray.cli.main", *arguments]
+
+
+def _exit_code() -> int:
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _writer() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+
+
+def _written(writer: io.TextIOWrapper) -> str:
+    writer.flush()
+    written: io.BytesIO = writer.buffer  # type: ignore[assignment]
+    return written.getvalue().decode()

@@ -12,6 +12,7 @@ from outtray.cancel import CancelCounts, CancelResult
 from outtray.client import Outtray
 from outtray.enqueue import Accepted
 from outtray.events import Event, EventPage
+from outtray.explain_reasons import Explanation
 from outtray.find import JournalEntry, MessageView, Page, RecipientView
 from outtray.mailboxes import Mailbox, UsageRow
 from outtray.many import ManyRefused, ManyResult, Progress, Refusal
@@ -46,6 +47,7 @@ __all__ = [
     "CannotOpen",
     "Event",
     "EventPage",
+    "Explanation",
     "IdempotencyConflict",
     "InvalidMailbox",
     "InvalidMessage",

@@ -18,6 +18,7 @@ from psycopg.pq import TransactionStatus
 from outtray import apps, find, mailboxes, many, suppression
 from outtray import cancel as cancelling
 from outtray import events as outbox
+from outtray import explain as explaining
 from outtray import resolve as resolving
 from outtray import switches as switching
 from outtray.connections import AsyncConnections
@@ -115,6 +116,7 @@ class AsyncMailboxes(_Part):
     remove = _carried_out(mailboxes.remove)
     set_default = _carried_out(mailboxes.set_default)
     import_usage = _carried_out(mailboxes.import_usage)
+    explain = _carried_out(explaining.explain_mailbox)
 
 
 class AsyncApps(_Part):
@@ -221,6 +223,7 @@ class AsyncOuttray(_Part):
     get = _carried_out(find.get)
     list = _carried_out(find.list_messages)
     journal = _carried_out(find.journal)
+    explain = _carried_out(explaining.explain_message)
     cancel = _carried_out(cancelling.cancel)
     cancel_where = _carried_out(cancelling.cancel_where)
     reschedule = _carried_out(cancelling.reschedule)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -86,6 +86,9 @@ FROM t LEFT JOIN since s ON true GROUP BY t.now
 
 # The distinct external recipients of one message, as blind indexes; locks nothing.
 EXTERNALS = "SELECT DISTINCT address_index FROM outtray.recipient WHERE message_id = %(id)s AND external"
+
+
+DAY = timedelta(hours=24)
 
 
 class Counted(Protocol):
@@ -199,11 +202,21 @@ def _allowance(limits: Limits, row: Mapping[str, Any] | None) -> Allowance:
     return Allowance(limits, row or {}, (row or {}).get("externals") or ())
 
 
+def needs(message: Counted, externals: Collection[bytes] = NOBODY) -> dict[str, int]:
+    """What one message uses of each daily measure."""
+    return {
+        "messages": 1,
+        "recipients": message.recipients,
+        "external": message.external,
+        "unique_external": len(set(externals)),
+    }
+
+
 def frees_parameters(
-    mailbox_id: UUID, limits: Limits, message: Counted, externals: Collection[bytes] = ()
+    mailbox_id: UUID, limits: Limits, need: Mapping[str, int], externals: Collection[bytes] = NOBODY
 ) -> dict[str, Any]:
-    """Parameters of `FREES` for one message."""
-    room = {measure: allowed - _need(measure, message, externals) for measure, allowed in limits.daily.items()}
+    """Parameters of `FREES` for what is `need`ed of each daily measure; of unique externals, for these."""
+    room = {measure: allowed - need[measure] for measure, allowed in limits.daily.items()}
     return {
         "id": mailbox_id,
         "room_messages": room.get("messages"),
@@ -214,22 +227,32 @@ def frees_parameters(
     }
 
 
-def frees(row: Mapping[str, Any], limits: Limits, message: Counted, externals: Collection[bytes] = ()) -> Frees:
-    """What the one row of `FREES` says."""
+def queue_needs(
+    own: Mapping[str, int], ahead: Mapping[str, int], limits: Limits
+) -> tuple[dict[str, int], dict[str, int]]:
+    """What a message needs together with all that is sent before it, and how many whole days that takes, per measure.
+
+    A mailbox that is full sends what it sent 24 hours before. So where more is ahead than a day holds, each further
+    day's worth of it adds 24 hours to the time at which the rest fits.
+    """
+    need, days = dict(own), {}
     for measure, allowed in limits.daily.items():
-        if _need(measure, message, externals) > allowed:
-            return Frees(row["now"], None, measure, row[f"used_{measure}"], allowed)
-    most = limits.recipients_per_message
-    if most is not None and message.recipients > most:
-        return Frees(row["now"], None, "recipients_per_message", message.recipients, most)
-    waits = {
-        measure: row[measure] for measure in limits.daily if row[measure] is not None and row[measure] > row["now"]
-    }
-    if not waits:
-        return Frees(row["now"], row["now"])
-    binding = max(waits, key=lambda measure: waits[measure])
-    return Frees(row["now"], waits[binding], binding, row[f"used_{binding}"], limits.daily[binding])
+        together = own[measure] + ahead.get(measure, 0)
+        days[measure] = (together - 1) // allowed if allowed and together else 0
+        need[measure] = max(own[measure], min(allowed, together - days[measure] * allowed))
+    return need, days
 
 
-def _need(measure: str, message: Counted, externals: Collection[bytes]) -> int:
-    return len(set(externals)) if measure == "unique_external" else needed(measure, message)
+def frees(
+    row: Mapping[str, Any], limits: Limits, need: Mapping[str, int], days: Mapping[str, int] | None = None
+) -> Frees:
+    """What the one row of `FREES` says of the daily limits; `days` are added to each measure's time."""
+    now: datetime = row["now"]
+    for measure, allowed in limits.daily.items():
+        if need[measure] > allowed:
+            return Frees(now, None, measure, row[f"used_{measure}"], allowed)
+    times = {measure: max(row[measure] or now, now) + (days or {}).get(measure, 0) * DAY for measure in limits.daily}
+    binding = max(times, key=lambda measure: times[measure], default=None)
+    if binding is None or times[binding] <= now:
+        return Frees(now, now)
+    return Frees(now, times[binding], binding, row[f"used_{binding}"], limits.daily[binding])

@@ -38,7 +38,7 @@ def test_sigterm_finishes_open_handovers_and_begins_nothing_new(database, tmp_pa
 def test_after_a_kill_of_all_workers_every_mailbox_is_back_within_a_lease_and_a_sweep(database, tmp_path):
     with scene(database, tmp_path, mailboxes=6) as town:
         workers = town.start(workers=2)
-        town.server.set_latency(0.2, 0.6)
+        town.server.do("set_latency", low=0.2, high=0.6)
         town.enqueue(60)
         eventually(lambda: town.taken() >= 6, 20, "mail leaves")
         for worker in workers:

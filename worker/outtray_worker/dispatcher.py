@@ -18,6 +18,7 @@ from uuid import UUID
 import psycopg
 import redis.asyncio
 import structlog
+from kombu.exceptions import KombuError
 from psycopg import AsyncConnection
 from redis.exceptions import RedisError
 
@@ -79,7 +80,7 @@ class Dispatcher:
                 if connection is None or connection.closed:
                     connection = await self._connect()
                 rest = await step(connection)
-            except (psycopg.Error, RedisError, OSError) as error:
+            except (psycopg.Error, RedisError, KombuError, OSError) as error:
                 log.warning("a step of the dispatcher failed", step=step.__name__, error=type(error).__name__)
                 rest = TROUBLE_PAUSE
             await self._rest(rest)

@@ -11,9 +11,10 @@ Every write names its handover by number, never by state alone: attempts can be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -241,7 +242,7 @@ async def _write(
     refusals: Sequence[Refusal],
     answer: GroupAnswer,
 ) -> None:
-    parameters = _gate_columns(gates) | _record_columns(records) | _refusal_columns(refusals)
+    parameters = _columns(gates, GATE) | _columns(records, RECORD) | _columns(refusals, REFUSAL)
     cursor = await connection.execute(WRITE, parameters, prepare=True, binary=True)
     written = {"gate": answer.passed, "record": answer.recorded, "refused": answer.refused}
     for what, message_id, number in await cursor.fetchall():
@@ -249,7 +250,7 @@ async def _write(
 
 
 async def _move(connection: AsyncConnection[Any], moves: Sequence[MailboxMove], answer: GroupAnswer) -> None:
-    parameters = _move_columns(list(_merged(moves).values()))
+    parameters = _columns(list(_merged(moves).values()), STEP)
     cursor = await connection.execute(MOVE, parameters, prepare=True, binary=True)
     answer.ended.update({row[0]: bool(row[1]) for row in await cursor.fetchall()})
 
@@ -281,59 +282,36 @@ def _join(first: MailboxMove, second: MailboxMove) -> MailboxMove:
     )
 
 
-def _gate_columns(gates: Sequence[Gate]) -> dict[str, list[Any]]:
-    return {
-        "gate_id": [gate.message_id for gate in gates],
-        "gate_fence": [gate.fence for gate in gates],
-        "gate_version": [gate.version for gate in gates],
-        "gate_provider": [gate.provider for gate in gates],
-        "gate_within": [gate.within for gate in gates],
-    }
+GATE = {
+    "gate_id": "message_id", "gate_fence": "fence", "gate_version": "version", "gate_provider": "provider",
+    "gate_within": "within",
+}  # fmt: skip
+RECORD = {
+    "rec_id": "message_id", "rec_handover": "handover", "rec_state": "state", "rec_spends": "spends",
+    "rec_again": "again", "rec_reason": "reason", "rec_provider_id": "provider_id",
+    "rec_rfc_message_id": "rfc_message_id", "rec_conversation_id": "conversation_id", "rec_evidence": "evidence",
+    "rec_kind": "kind",
+}  # fmt: skip
+REFUSAL = {
+    "ref_id": "message_id", "ref_version": "version", "ref_state": "state", "ref_spends": "spends",
+    "ref_counts": "counts", "ref_again": "again", "ref_reason": "reason", "ref_evidence": "evidence",
+    "ref_kind": "kind",
+}  # fmt: skip
+STEP = {
+    "id": "mailbox_id", "fence": "fence", "ends": "ends", "park": "park", "park_reason": "park_reason",
+    "counts": "counts", "resets": "resets", "hold": "hold", "hold_reason": "hold_reason",
+    "credentials": "credentials_version",
+}  # fmt: skip
+"""Which parameter of a statement carries which field of its items."""
 
 
-def _record_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
-    return {
-        "rec_id": [record.message_id for record in records],
-        "rec_handover": [record.handover for record in records],
-        "rec_state": [record.state for record in records],
-        "rec_spends": [record.spends for record in records],
-        "rec_again": [record.again for record in records],
-        "rec_reason": [record.reason for record in records],
-        "rec_provider_id": [record.provider_id for record in records],
-        "rec_rfc_message_id": [record.rfc_message_id for record in records],
-        "rec_conversation_id": [record.conversation_id for record in records],
-        "rec_evidence": [_jsonb(record.evidence) for record in records],
-        "rec_kind": [record.kind for record in records],
-    }
-
-
-def _refusal_columns(refusals: Sequence[Refusal]) -> dict[str, list[Any]]:
-    return {
-        "ref_id": [refusal.message_id for refusal in refusals],
-        "ref_version": [refusal.version for refusal in refusals],
-        "ref_state": [refusal.state for refusal in refusals],
-        "ref_spends": [refusal.spends for refusal in refusals],
-        "ref_counts": [refusal.counts for refusal in refusals],
-        "ref_again": [refusal.again for refusal in refusals],
-        "ref_reason": [refusal.reason for refusal in refusals],
-        "ref_evidence": [_jsonb(refusal.evidence) for refusal in refusals],
-        "ref_kind": [refusal.kind for refusal in refusals],
-    }
-
-
-def _move_columns(moves: Sequence[MailboxMove]) -> dict[str, list[Any]]:
-    return {
-        "id": [move.mailbox_id for move in moves],
-        "fence": [move.fence for move in moves],
-        "ends": [move.ends for move in moves],
-        "park": [move.park for move in moves],
-        "park_reason": [move.park_reason for move in moves],
-        "counts": [move.counts for move in moves],
-        "resets": [move.resets for move in moves],
-        "hold": [move.hold for move in moves],
-        "hold_reason": [move.hold_reason for move in moves],
-        "credentials": [move.credentials_version for move in moves],
-    }
+def _columns(items: Sequence[Item], parameters: Mapping[str, str]) -> dict[str, list[Any]]:
+    """The items as one array per column: what `unnest` takes."""
+    columns = {name: list(map(attrgetter(field), items)) for name, field in parameters.items()}
+    for name, field in parameters.items():
+        if field == "evidence":
+            columns[name] = list(map(_jsonb, columns[name]))
+    return columns
 
 
 def _jsonb(evidence: Evidence | None) -> Jsonb | None:

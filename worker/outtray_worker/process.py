@@ -65,6 +65,7 @@ async def _refuse_closed(connection: AsyncConnection[Any]) -> None:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN | select.POLLHUP)
     if poll.poll(0):
+        await connection.close()  # the pool replaces what is closed; what is only refused it would offer again for ever
         raise psycopg.OperationalError("the server closed this connection while it was idle")
 
 
@@ -101,6 +102,7 @@ class Process:
             max_size=POOL_SIZE,
             open=False,
             timeout=settings.database_timeout.total_seconds(),
+            reconnect_timeout=settings.database_timeout.total_seconds(),
             check=_refuse_closed,
         )
         await self.pool.open()

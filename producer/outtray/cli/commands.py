@@ -9,6 +9,7 @@ from outtray.cli import (
     cancel,
     doctor,
     events,
+    explain,
     keys,
     mailboxes,
     message,
@@ -42,6 +43,7 @@ def _add_mail(app: typer.Typer) -> None:
 
 def _add_care(app: typer.Typer) -> None:
     app.command("status", epilog=status.EXAMPLES, rich_help_panel=_CARE)(status.status)
+    app.command("explain", epilog=explain.EXAMPLES, rich_help_panel=_CARE)(explain.explain)
     app.command("pause", epilog=switches.PAUSE_EXAMPLES, rich_help_panel=_CARE)(switches.pause)
     app.command("resume", epilog=switches.RESUME_EXAMPLES, rich_help_panel=_CARE)(switches.resume)
     app.command("events", epilog=events.EXAMPLES, rich_help_panel=_CARE)(events.events)

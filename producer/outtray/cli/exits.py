@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from rich.markup import escape
 
-from outtray.cli.screen import errors
+from outtray.cli.screen import errors, plain
 from outtray_schema.errors import (
     IdempotencyConflict,
     MailboxDisconnected,
@@ -46,6 +47,32 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedLine:
+    """One line of a file, from 1, and what is wrong with it."""
+
+    line: int
+    problems: tuple[Problem, ...]
+
+
+class LinesRefused(Refused):
+    """Lines of a file were refused, and with them the whole file. Shows the first ones; `lines` has all."""
+
+    SHOWN = 20
+
+    def __init__(self, lines: list[RefusedLine]) -> None:
+        self.lines = lines
+        problems = [
+            Problem(f"line {each.line}, {problem.field}", problem.reason)
+            for each in lines[: self.SHOWN]
+            for problem in each.problems
+        ]
+        if len(lines) > self.SHOWN:
+            more = f"{len(lines) - self.SHOWN:,} more lines; --keep-going takes the good ones"
+            problems.append(Problem("and", more))
+        super().__init__(problems)
+
+
 class UsageError(SettingsError):
     """A command's flags or input are wrong, or do not go together; the text names the flag and the cure."""
 
@@ -77,6 +104,8 @@ def error_facts(error: Exception) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": type(error).__name__, "exit": int(exit_code(error)), "message": str(error)}
     if isinstance(error, Refused):
         facts["problems"] = [{"field": problem.field, "reason": problem.reason} for problem in error.problems]
+    if isinstance(error, LinesRefused):
+        facts["lines"] = plain(error.lines)
     if isinstance(error, IdempotencyConflict):
         facts["message_id"] = error.message_id
     return facts

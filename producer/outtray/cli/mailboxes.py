@@ -159,7 +159,7 @@ def _limits(flags: list[str] | None, reserve: int | None = None, pace: int | Non
     found: dict[str, Any] = {}
     for text in flags or ():
         name, equals, value = text.partition("=")
-        if not equals or not (value == "none" or value.isdecimal()):
+        if not name or not equals or not (value == "none" or value.isdecimal()):
             raise UsageError(f"--limit {text}: write NAME=N or NAME=none, e.g. --limit messages=300")
         found[name.strip()] = None if value == "none" else int(value)
     named = {"reserve": reserve, "per_minute": pace}

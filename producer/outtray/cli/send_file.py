@@ -18,15 +18,12 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from outtray import ManyRefused, ManyResult, Outtray
-from outtray.cli.exits import Exit, UsageError, problem_line
+from outtray.cli.exits import Exit, LinesRefused, RefusedLine, UsageError, problem_line
 from outtray.cli.screen import count, done, errors, hint, out, plain, print_json
 from outtray.cli.session import database, ready_services
-from outtray_schema.errors import InvalidMessage, Problem, Refused
+from outtray_schema.errors import InvalidMessage, Problem
 from outtray_schema.message import Message, parse_message
 from outtray_schema.settings import Settings
-
-SHOWN = 20
-"""Refused lines that are shown; the rest is counted."""
 
 REFUSED_KEY = "_refused"
 """Where a written row says why it was refused; a mended row may keep it, it is not read."""
@@ -43,14 +40,6 @@ class FileOrder:
     dry_run: bool
     keep_going: bool
     refused: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedLine:
-    """One line of the file, from 1, and what is wrong with it."""
-
-    line: int
-    problems: tuple[Problem, ...]
 
 
 @dataclass(slots=True)
@@ -108,7 +97,7 @@ def read_line(line: bytes, number: int, order: FileOrder) -> Message:
 
 
 def send_file(order: FileOrder, app: str | None, as_json: bool) -> None:
-    """Carry an order out and show what became of it. Raises `Refused` where all or none meant none."""
+    """Carry an order out and show what became of it. Raises `LinesRefused` where all or none meant none."""
     if order.keep_going and order.refused is None and not order.dry_run:
         raise UsageError("say where the refused rows go: --keep-going --refused FILE")
     if order.refused and order.refused.exists():
@@ -135,13 +124,13 @@ def _all_or_none(outtray: Outtray, reader: _Reader) -> Outcome:
         for _ in reader.messages(moved):
             pass
     if reader.refused:
-        raise refusal_of(reader.refused)
+        raise LinesRefused(reader.refused)
     second = _Reader(reader.file, reader.order)
     try:
         with _progress(reader.file, "storing") as moved:
             result = outtray.enqueue_many(second.messages(moved), in_one_transaction=True)
     except ManyRefused as error:
-        raise refusal_of(_refused(error.result, second)) from None
+        raise LinesRefused(_refused(error.result, second)) from None
     return Outcome(result.accepted, result.created)
 
 
@@ -166,18 +155,6 @@ def _refused(result: ManyResult, reader: _Reader) -> list[RefusedLine]:
     """What the reader and the door refused, by line."""
     at_the_door = [RefusedLine(reader.line_of(each.index), each.problems) for each in result.refused]
     return sorted([*reader.refused, *at_the_door], key=lambda each: each.line)
-
-
-def refusal_of(refused: list[RefusedLine]) -> Refused:
-    """The refusal of a whole file: its first lines, and how many more there are."""
-    problems = [
-        Problem(f"line {each.line}, {problem.field}", problem.reason)
-        for each in refused[:SHOWN]
-        for problem in each.problems
-    ]
-    if len(refused) > SHOWN:
-        problems.append(Problem("and", f"{count(len(refused) - SHOWN, 'more line')}; --keep-going takes the good ones"))
-    return Refused(problems)
 
 
 # ── the file ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -264,11 +241,11 @@ def _show_page(order: FileOrder, outcome: Outcome) -> None:
     done(f"{count(outcome.accepted, 'message')} {verb}.{stood}")
     if outcome.refused:
         errors.print(f"[red]✗[/] {count(len(outcome.refused), 'row')} refused:")
-        for each in outcome.refused[:SHOWN]:
+        for each in outcome.refused[: LinesRefused.SHOWN]:
             for problem in each.problems:
                 errors.print(f"  line {each.line}, {problem_line(problem)}", soft_wrap=True)
-        if len(outcome.refused) > SHOWN:
-            errors.print(f"  and {len(outcome.refused) - SHOWN:,} more")
+        if len(outcome.refused) > LinesRefused.SHOWN:
+            errors.print(f"  and {len(outcome.refused) - LinesRefused.SHOWN:,} more")
         if order.refused and not order.dry_run:
             out.print(f"  written to {order.refused}: mend them there and send that file", markup=False, soft_wrap=True)
     elif not order.dry_run:

@@ -46,9 +46,13 @@ async def frees_at(
     externals: Collection[bytes] = (),
 ) -> Frees:
     """The earliest time at which this message fits all limits, by what is handed over until now."""
+    need = ledger.needs(message, externals)
     async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
-        await cursor.execute(ledger.FREES, ledger.frees_parameters(mailbox_id, limits, message, externals))
+        await cursor.execute(ledger.FREES, ledger.frees_parameters(mailbox_id, limits, need, externals))
         row = await cursor.fetchone()
     if row is None:
         raise LookupError("the ledger answered with no row")
-    return ledger.frees(row, limits, message, externals)
+    most = limits.recipients_per_message
+    if most is not None and message.recipients > most:
+        return Frees(row["now"], None, "recipients_per_message", message.recipients, most)
+    return ledger.frees(row, limits, need)

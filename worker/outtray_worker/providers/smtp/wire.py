@@ -123,6 +123,8 @@ class Wire(SMTPProtocol):
             async with asyncio.timeout(timeout):
                 await self._reply_or_end()
         # A process that was frozen past its time finds the timer and the reply in the same moment: the reply counts.
+        if not self._replies and self._ended is None:
+            await asyncio.sleep(0)  # uvloop runs its timers before it looks at the sockets
         if self._replies:
             return self._replies.popleft()
         self.check()

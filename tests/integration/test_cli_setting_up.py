@@ -148,11 +148,15 @@ def test_it_knows_its_version() -> None:
     assert CommandLine()("--version").out.strip() == f"outtray {version('outtray')}"
 
 
-@pytest.mark.parametrize(("hidden", "arguments", "cure"), [("typer", ("app",), "[cli]"), ("celery", ("worker",), "[worker]")])
+@pytest.mark.parametrize(
+    ("hidden", "arguments", "cure"), [("typer", ("app",), "[cli]"), ("celery", ("worker",), "[worker]")]
+)
 def test_what_is_not_installed_is_named_with_its_cure(hidden: str, arguments: tuple[str, ...], cure: str) -> None:
     """A None in `sys.modules` is what the import system itself takes for "not installed"."""
     code = f"import sys; sys.modules[{hidden!r}] = None; sys.argv[1:] = {list(arguments)!r}; from outtray.cli.main import run; run()"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
+    )
     assert ended.returncode == 2, ended
     assert f"pip install 'outtray{cure}'" in ended.stderr
     assert "Traceback" not in ended.stderr
