@@ -75,9 +75,9 @@ def _explain(door: Door, row: Row) -> Plan[Explanation]:
     limits = limits_of(row)
     if limits is None:
         return unreadable(row)
-    timed = timed(row, door.settings.attempts)
-    if timed is not None:
-        return timed
+    later = timed(row, door.settings.attempts)
+    if later is not None:
+        return later
     ahead = yield from ahead_of(row)
     free = yield from fits_at(row, limits, ahead)
-    return quota(row, free) or paced(row, limits, ahead) or turn(row, ahead)
+    return quota(row, free) or paced(row, limits, ahead) or turn(row, limits, ahead)

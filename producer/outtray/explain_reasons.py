@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from outtray.explain_facts import Ahead
@@ -187,7 +187,7 @@ def _parked(row: Row) -> Explanation | None:
 def limits_of(row: Row) -> Limits | None:
     """The limits of its mailbox; None if this version cannot read them."""
     try:
-        return effectivelimits_of(row["plan"], row["limits"], row["provider"])
+        return effective_limits(row["plan"], row["limits"], row["provider"])
     except InvalidMailbox:
         return None
 
@@ -197,9 +197,8 @@ def quota(row: Row, free: Frees) -> Explanation | None:
     if free.limit is None:
         return None
     if free.at is None:
-        reason = (
-            f"alone it is more than its mailbox's limit of {free.allowed} {_words(free.limit)}; its turn will fail it"
-        )
+        most = f"{free.allowed} {_words(free.limit)}"
+        reason = f"alone it is more than its mailbox's limit of {most}; its turn will fail it"
         return Explanation("queued", "never_fits", reason, None, "owner", free.limit, free.used, free.allowed)
     reason = f"its mailbox has used {free.used} of {free.allowed} {_words(free.limit)} in 24 hours"
     at = max(free.at, _park_end(row))
@@ -212,11 +211,15 @@ def paced(row: Row, limits: Limits, ahead: Ahead) -> Explanation | None:
     if until <= row["now"] or row["parked_reason"] != "pace":
         return None
     own = limits.per_minute
-    each = timedelta(minutes=1) / own if own else timedelta(0)
     limit = "per_minute" if own else "the pace of its provider app"
     of = f"{own} a minute" if own else "its provider app's pace"
     reason = f"its mailbox keeps to {of}; {ahead.messages} message(s) are ahead of it"
-    return Explanation("queued", "pace", reason, until + ahead.messages * each, limit=limit, allowed=own)
+    return Explanation("queued", "pace", reason, until + ahead.messages * _apart(limits), limit=limit, allowed=own)
+
+
+def _apart(limits: Limits) -> timedelta:
+    """The time between two messages of a mailbox at its pace."""
+    return timedelta(minutes=1) / limits.per_minute if limits.per_minute else timedelta(0)
 
 
 def _park_end(row: Row) -> datetime:
@@ -227,11 +230,11 @@ def _park_end(row: Row) -> datetime:
 # ── what waits for its turn ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def turn(row: Row, ahead: Ahead) -> Explanation:
+def turn(row: Row, limits: Limits, ahead: Ahead) -> Explanation:
     """It may leave, and waits for its turn; or for somebody to start what gives turns."""
     under_way = row["turn_until"] is not None and row["turn_until"] > row["now"]
     gone = None if under_way else _gone(row)
-    return _behind_a_park(row) or gone or _in_line(row, ahead, under_way)
+    return _behind_a_park(row) or gone or _in_line(row, limits, ahead, under_way)
 
 
 def _behind_a_park(row: Row) -> Explanation | None:
@@ -244,10 +247,11 @@ def _behind_a_park(row: Row) -> Explanation | None:
     return Explanation("queued", "quota", reason, until, limit=limit)
 
 
-def _in_line(row: Row, ahead: Ahead, under_way: bool) -> Explanation:
+def _in_line(row: Row, limits: Limits, ahead: Ahead, under_way: bool) -> Explanation:
     now = row["now"]
     if ahead.messages:
-        return Explanation("queued", "behind", f"{ahead.messages} message(s) of its mailbox are ahead of it", now)
+        at = now + max(0, ahead.messages + 1 - limits.burst) * _apart(limits)
+        return Explanation("queued", "behind", f"{ahead.messages} message(s) of its mailbox are ahead of it", at)
     if under_way:
         return Explanation("queued", "turn", "its mailbox's turn is under way", now)
     if row["round_at"] is not None:
@@ -301,4 +305,4 @@ def _words(limit: str) -> str:
 
 
 def _clock(at: datetime) -> str:
-    return at.isoformat(" ", "seconds")
+    return at.astimezone(UTC).isoformat(" ", "seconds")

@@ -179,21 +179,25 @@ def nobody_if_possible() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
     """The build stage, carried out."""
-    root = Path(tempfile.mkdtemp(prefix="outtray-image-"))
-    made = Image(root, nobody_if_possible())
-    (root / "src").mkdir()
+    with tempfile.TemporaryDirectory(prefix="outtray-image-", ignore_cleanup_errors=True) as root:
+        made = Image(Path(root), nobody_if_possible())
+        copy_sources(made)
+        for step in BUILD.all("RUN"):
+            done = made.run(made.moved(without_network(step)))
+            assert done.returncode == 0, f"RUN {step}\n{done.stdout}\n{done.stderr}"
+        borrow(made)
+        yield made
+
+
+def copy_sources(image: Image) -> None:
+    """What COPY does, for the user that will work with it."""
+    (image.root / "src").mkdir()
     for copied in BUILD.all("COPY"):
         *sources, target = copied.split()
         for source in sources:
-            copy(REPOSITORY / source, root / "src" / target)
-    for path in (root, *root.rglob("*")):
-        shutil.chown(path, made.user.get("user", -1), made.user.get("group", -1))
-    for step in BUILD.all("RUN"):
-        done = made.run(made.moved(without_network(step)))
-        assert done.returncode == 0, f"RUN {step}\n{done.stdout}\n{done.stderr}"
-    borrow(made)
-    yield made
-    shutil.rmtree(root)
+            copy(REPOSITORY / source, image.root / "src" / target)
+    for path in (image.root, *image.root.rglob("*")):
+        shutil.chown(path, image.user.get("user", -1), image.user.get("group", -1))
 
 
 def copy(source: Path, target: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from outtray.cli.application import build
+from outtray.explain import Explanation
 from outtray_sandbox.accepted import Accepted
 from outtray_sandbox.demo.cast import AT_ITS_LIMIT, HOSTS, PLAYERS, REVOKED, Player
 from outtray_sandbox.demo.live import picture
@@ -53,6 +54,7 @@ def good_accounts() -> Accounts:
         waiting=frozenset(ids[25:]),
         others=0,
         taken=tuple(taken(message_id, AT_ITS_LIMIT) for message_id in ids[:25]),
+        reasons={AT_ITS_LIMIT.address: Explanation("active", "quota", "its limit is reached", datetime.now(UTC))},
     )
 
 
@@ -106,7 +108,13 @@ def test_one_mail_over_the_daily_limit_is_not_ok():
 def test_a_message_that_waits_without_a_reason_is_not_ok():
     accounts = good_accounts()
     idle = Now((replace(accounts.now.boxes[0], parked_reason=None), *accounts.now.boxes[1:]))
-    assert broken(replace(accounts, now=idle)) == ["what waits has a reason"]
+    assert broken(replace(accounts, now=idle)) == ["explained"]
+    assert broken(replace(accounts, reasons={})) == ["explained"]
+
+
+def test_an_explanation_that_names_neither_a_time_nor_a_person_is_not_ok():
+    vague = {AT_ITS_LIMIT.address: Explanation("active", "waits", "it waits")}
+    assert broken(replace(good_accounts(), reasons=vague)) == ["explained"]
 
 
 def test_a_kill_that_did_not_fall_in_a_handover_is_not_ok():

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import psycopg
 import structlog
+from psycopg_pool import PoolTimeout
 
 from outtray_schema.errors import CannotOpen, UnknownKey
 from outtray_schema.outcome import Failed, NotBegun, Outcome, Parked, Retry, Sent, Unknown
@@ -237,6 +239,9 @@ class Turn:
             return Parked("this worker's key file lacks the key that the content was sealed with", scope="app")
         except CannotOpen:
             return Failed("its stored content is damaged")
+        except (psycopg.Error, PoolTimeout) as error:  # our own trouble: it spends no attempt of the message
+            log.warning("content not read", message_id=str(message.id), error=type(error).__name__)
+            return Parked("PostgreSQL did not answer", scope="app")
         except TimeoutError:
             return Parked("preparation took too long", scope="connection")
         except Exception as error:

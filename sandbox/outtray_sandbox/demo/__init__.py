@@ -7,6 +7,7 @@ scenario   what happens, in order
 decide     what becomes of an unknown message
 show       how time passes; what the system says of itself
 live       what is seen meanwhile
+reasons    why mail still waits
 summary    what is left of it, compared with the servers' own ledgers
 """
 
@@ -60,11 +61,11 @@ def run_demo(settings: Settings, console: Console, seed: int = SEED) -> int:
 def _play(show: Show, console: Console) -> int:
     with show.view.open():
         faults = perform(show)
-    reasons = reasons_of(show.stage)
+    reasons = reasons_of(show.stage)  # while the workers are alive: afterwards that would be a reason of its own
     ended = show.stage.crew.end()
-    accounts = read_accounts(show.stage)
+    accounts = read_accounts(show.stage, reasons)
     verdicts = checks(accounts, faults, ended)
-    show_summary(console, accounts, verdicts, reasons)
+    show_summary(console, accounts, verdicts)
     show_next(console, program(Path(sys.executable), Path.cwd(), shutil.which("outtray")))
     return 0 if all(verdict.held for verdict in verdicts) else 1
 

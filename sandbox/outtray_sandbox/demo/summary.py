@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from outtray.explain import Explanation
 from outtray_sandbox.accepted import Accepted, most_in_any_24h
+from outtray_sandbox.demo.reasons import is_stated, lines_of
 from outtray_sandbox.demo.scenario import Faults
 from outtray_sandbox.demo.stage import Stage, messages
 from outtray_sandbox.demo.watch import BoxNow, Now, look
@@ -30,13 +33,17 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Both accounts side by side: `sent` and `waiting` are ours by Message-ID, `taken` is the servers'."""
+    """Both accounts side by side: `sent` and `waiting` are ours by Message-ID, `taken` is the servers'.
+
+    `reasons` say by mailbox why mail waits in it.
+    """
 
     now: Now
     sent: frozenset[str]
     waiting: frozenset[str]
     others: int
     taken: tuple[Accepted, ...]
+    reasons: Mapping[str, Explanation]
 
     @property
     def taken_times(self) -> Counter[str]:
@@ -46,7 +53,7 @@ class Accounts:
         return [accepted for accepted in self.taken if accepted.user == box.player.address]
 
 
-def read_accounts(stage: Stage) -> Accounts:
+def read_accounts(stage: Stage, reasons: Mapping[str, Explanation]) -> Accounts:
     """Ours from PostgreSQL, theirs from the files that the servers wrote before they answered."""
     rows = stage.database.execute(STATES).fetchall()
     return Accounts(
@@ -55,6 +62,7 @@ def read_accounts(stage: Stage) -> Accounts:
         waiting=frozenset(row["rfc_message_id"] for row in rows if row["state"] == "queued"),
         others=sum(row["state"] not in ("sent", "queued") for row in rows),
         taken=tuple(stage.taken()),
+        reasons=reasons,
     )
 
 
@@ -107,8 +115,12 @@ def _not_over(accounts: Accounts, box: BoxNow) -> Check:
 
 
 def _waits_stated(accounts: Accounts) -> Check:
-    silent = [box.player.address for box in accounts.now.boxes if box.queued and not box.settled]
-    return Check(not silent, f"what waits has a reason: {len(accounts.waiting)} messages, listed above")
+    boxes = [box for box in accounts.now.boxes if box.queued]
+    stated = [box for box in boxes if box.settled and is_stated(accounts.reasons.get(box.player.address))]
+    return Check(
+        stated == boxes,
+        f"explained: {len(accounts.waiting)} messages wait in {len(boxes)} mailboxes; {len(stated)} of these say for what",
+    )
 
 
 def _faults_fell(faults: Faults) -> Check:
@@ -130,13 +142,13 @@ def _ended_cleanly(accounts: Accounts, ended: dict[str, int]) -> Check:
 # ── on screen ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def show_summary(console: Console, accounts: Accounts, verdicts: list[Check], reasons: dict[str, list[str]]) -> None:
-    """Print it. `reasons` says for each mailbox with mail waiting why, line by line."""
+def show_summary(console: Console, accounts: Accounts, verdicts: list[Check]) -> None:
+    """Print it: both accounts by mailbox, why what waits waits, and the verdict on every promise."""
     console.print()
     console.rule("[bold]What we say, and what the servers' own ledgers say[/]", align="left", style="dim")
     console.print(_table(accounts))
-    for address, lines in reasons.items():
-        _print_reason(console, address, lines)
+    for address, reason in accounts.reasons.items():
+        _print_reason(console, address, reason)
     console.print()
     for verdict in verdicts:
         mark = Text("✓", "green") if verdict.held else Text("✗", "bold red")
@@ -164,11 +176,15 @@ def _table(accounts: Accounts) -> Table:
     return table
 
 
-def _print_reason(console: Console, address: str, lines: list[str]) -> None:
+def _print_reason(console: Console, address: str, reason: Explanation) -> None:
     console.print()
-    console.print(Text(f"Why {address} still has mail waiting:", "yellow"))
-    for line in lines:
-        console.print(_hanging(Text(" "), Text(line)))
+    console.print(Text(f"Why {address} still has mail waiting (outtray explain --mailbox {address}):", "yellow"))
+    page = Table.grid(padding=(0, 2))
+    page.add_column(style="dim", no_wrap=True)
+    page.add_column(overflow="fold")
+    for name, value in lines_of(reason):
+        page.add_row(f"  {name}", Text(value))
+    console.print(page)
 
 
 def _hanging(mark: Text, text: Text) -> Table:
