@@ -65,7 +65,10 @@ def up(
 
 
 def demo(seed: Seed = 2) -> None:
-    """Watch real mail leave, be paced, parked and explained, while workers are killed. About a minute."""
+    """Watch mail leave while workers are killed.
+
+    Real mail to a real server on this machine: paced, parked, explained, and each once. About a minute, then it ends.
+    """
     with needs("sandbox"):
         from outtray_sandbox.demo import run_demo
     from outtray_schema.settings import load_settings

@@ -32,6 +32,9 @@ LONGEST_PAUSE = 30.0
 STEADY_AFTER = 60.0
 """Seconds that a process must have lived for its next death to count as its first."""
 
+REMINDER = 10.0
+"""Seconds between two lines that say who has not ended yet."""
+
 _PR_SET_PDEATHSIG = 1
 
 # Reads messages that were in a handover of these worker processes; locks nothing.
@@ -123,9 +126,11 @@ class Up:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.stop)
+        slow = asyncio.create_task(self._name_the_slow())
         async with asyncio.TaskGroup() as group:
             for member in self.members:
                 group.create_task(self._keep_running(member))
+        slow.cancel()
         return self.asked < 2
 
     def stop(self) -> None:
@@ -181,6 +186,13 @@ class Up:
         del self.running[member.name]
         return code
 
+    async def _name_the_slow(self) -> None:
+        """A server may take ten minutes to answer: while we wait, say for whom."""
+        await self._stopping.wait()
+        while True:
+            await asyncio.sleep(REMINDER)
+            self.show(Line(None, f"Still ending: {', '.join(sorted(self.running))}", "waiting"))
+
     async def _rest(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -199,7 +211,10 @@ def open_handovers(settings: Settings, worker_names: Sequence[str]) -> list[Open
 def die_with_parent() -> None:
     """Runs in the new process: should we be killed, the kernel asks it to end (Linux; elsewhere it lives on)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(REMINDER = 10.0
+"""Seconds between two lines that say who has not ended yet."""
+
+_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def ending(code: int) -> str:

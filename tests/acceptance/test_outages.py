@@ -18,7 +18,7 @@ OUTAGE = 12.0
 
 
 def test_mail_leaves_while_redis_is_stopped_none_twice_and_none_over(database, services, tmp_path):
-    limits = {0: {"messages": 15}, 1: {"per_minute": 60, "burst": 5}}
+    limits = {0: {"messages": 15}, 1: {"per_minute": 30, "burst": 5}}
     with scene(database, tmp_path, mailboxes=8, limits=limits, server={"latency": (0.02, 0.1)}) as town:
         town.start(workers=2)
         town.enqueue(80)
@@ -27,17 +27,18 @@ def test_mail_leaves_while_redis_is_stopped_none_twice_and_none_over(database, s
         stopped, before = time.monotonic(), town.taken()
         town.enqueue(160, start=80)
         eventually(lambda: time.monotonic() - stopped > OUTAGE, OUTAGE + 5)
-        during = town.taken() - before
+        during, back = town.taken() - before, time.monotonic()
         services.valkey.start()
-        town.fleet.assert_alive()
         assert during >= 100, "the six mailboxes without a pace go on"
         town.enqueue(8, start=240)
-        whole = 248 - 31 - 31  # all but what the quota and the pace hold back
-        eventually(lambda: town.taken() - _taken(town, 0) - _taken(town, 1) >= whole, 30, "the rest leaves too")
+        free = 6 * 31
+        eventually(lambda: town.taken() - _taken(town, 0) - _taken(town, 1) == free, 30, "the rest leaves too")
+        town.fleet.assert_alive()
         assert _taken(town, 0) == 15, "not one over the quota"
         moments = [one.monotonic for one in town.server.ledger.by_user()["box1@example.org"]]
-        elapsed = moments[-1] - moments[0]
-        assert 1 <= len(moments) <= 5 + elapsed + 1, "nor over the pace"
+        assert 1 <= sum(stopped < moment < back for moment in moments) <= 15, "half of the pace"
+        # Each process's memory may hold a burst of its own while Redis is away.
+        assert len(moments) <= 5 + (moments[-1] - moments[0]) / 2 + 5
         town.judge()
 
 

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import AsyncConnection
 
+from inside import inside
+from outtray import Message
 from outtray_schema import ledger
 from outtray_schema.database import conninfo
 from outtray_schema.plans import Limits
@@ -348,5 +350,21 @@ def test_a_messages_own_externals_are_read_once_each(database):
             await Books(w).add_people(message_id, frozenset(PEOPLE[:3]))
             await w.db.execute("UPDATE outtray.recipient SET external = false WHERE address_index = %s", [PEOPLE[0]])
             assert await read_externals(w.db, message_id) == frozenset(PEOPLE[1:3])
+
+    run(scene())
+
+
+def test_a_mailbox_full_by_its_last_message_is_parked_until_24_hours_after_that_ones_end(database):
+    """Its outcome is written before the park is computed: an open handover would count from its deadline instead."""
+
+    async def scene() -> None:
+        async with inside(database.settings) as office:
+            box = await office.mailbox({"messages": 1})
+            for _ in range(2):
+                office.client.enqueue(Message(to="ann@example.net", subject="s", text="t", mailbox=box))
+            await office.until_idle()
+            (sent,) = await office.w.rows("SELECT counted_at FROM outtray.message WHERE state = 'sent'")
+            parked = (await office.box(box))["parked_until"]
+            assert timedelta(0) <= parked - (sent["counted_at"] + DAY) < timedelta(seconds=5)
 
     run(scene())

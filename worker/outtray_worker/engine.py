@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
 import structlog
-from psycopg_pool import PoolTimeout
 
 from outtray_worker.claim import ClaimedMailbox, claim, give_back, read_due, read_hosts
-from outtray_worker.deadline import Deadline
+from outtray_worker.deadline import Deadline, boottime
 from outtray_worker.lease import Lease
 from outtray_worker.quotas.tokens import Tokens, take_together
 from outtray_worker.turn import Turn
@@ -31,6 +31,15 @@ log = structlog.get_logger()
 LOOK_AGAIN = 0.5
 """Seconds between two looks at what keeps a drain from its end."""
 
+A_FEW = 16
+"""Mailboxes that are worth a claim of their own, which is six round trips however many it claims."""
+
+GATHER = 0.02
+"""Seconds for which freed places are gathered until there are a few."""
+
+HOST_PATIENCE = 0.25
+"""Seconds that a round waits for places of a host that moves. It keeps the rounds behind it waiting too."""
+
 
 class Engine:
     """Admits rounds and runs their turns. All methods but the constructor belong to its loop."""
@@ -38,7 +47,10 @@ class Engine:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._running: dict[UUID, str] = {}
-        self._room = asyncio.Condition()
+        self._held: Counter[str] = Counter()
+        self._moved: dict[str, float] = {}
+        self._room = asyncio.Event()
+        self._first_in_line = asyncio.Lock()
         self._turns: set[asyncio.Task[None]] = set()
 
     @property
@@ -58,52 +70,96 @@ class Engine:
 
         What cannot be claimed is somebody else's or not due: duplicate, late and invented hints end here.
         """
-        waiting = [box for box in dict.fromkeys(mailbox_ids) if box not in self._running]
+        waiting = list(dict.fromkeys(mailbox_ids))
+        hosts = await self._hosts(waiting)
         begun = 0
         while waiting:
-            async with self._room:
-                await self._room.wait_for(lambda: self.free > 0 or self._process.draining)
-            if self._process.draining:
-                await self._give_back(waiting, "its worker ends")
+            async with self._first_in_line:
+                waiting = [box for box in waiting if box not in self._running]
+                taken = await self._places(waiting, hosts)
+            if not taken:
+                await self._give_back(waiting)
                 break
-            taken, waiting = waiting[: self.free], waiting[self.free :]
             begun += await self._begin(taken)
+            waiting = [box for box in waiting if box not in taken]
         return begun
 
-    async def _begin(self, boxes: list[UUID]) -> int:
-        self._running.update(dict.fromkeys(boxes, ""))  # holds their places while the claim is under way
+    async def _hosts(self, boxes: list[UUID]) -> Mapping[UUID, str]:
+        try:
+            async with self._process.pool.connection() as connection:
+                return await read_hosts(connection, boxes)
+        except psycopg.Error:
+            return {}  # the claim meets the same trouble, and says so
+
+    async def _places(self, waiting: Sequence[UUID], hosts: Mapping[UUID, str]) -> set[UUID]:
+        """Hold places for those that may begin. None: the engine drains, or their hosts have no place to give.
+
+        A full engine is waited for however long it takes: that is what stops fetching. A host that holds its share is
+        waited for while it moves; one that does not answer must not keep the others waiting.
+        """
+        patience = Deadline.after(timedelta(seconds=HOST_PATIENCE))
+        gathered = False
+        while not self._process.draining:
+            fitting = self._fitting(waiting, hosts)
+            if len(fitting) >= min(len(waiting), A_FEW) or (fitting and gathered):
+                return self._hold(fitting, hosts)
+            if not fitting and self.free and (patience.passed or not self._moving(waiting, hosts)):
+                break
+            await self._gather()
+            gathered = True
+        return set()
+
+    def _fitting(self, waiting: Sequence[UUID], hosts: Mapping[UUID, str]) -> list[UUID]:
+        share = max(1, int(self._process.settings.engine_turns * self._process.settings.host_share))
+        held = self._held.copy()
+        fitting: list[UUID] = []
+        for box in waiting:
+            host = hosts.get(box, "")
+            if len(fitting) < self.free and (not host or held[host] < share):
+                held[host] += 1
+                fitting.append(box)
+        return fitting
+
+    def _hold(self, boxes: Sequence[UUID], hosts: Mapping[UUID, str]) -> set[UUID]:
+        for box in boxes:
+            self._running[box] = hosts.get(box, "")
+            self._held[self._running[box]] += 1
+        return set(boxes)
+
+    def _moving(self, waiting: Sequence[UUID], hosts: Mapping[UUID, str]) -> bool:
+        """Whether a turn of one of these hosts ended lately."""
+        since = boottime() - self._process.settings.host_busy_pause.total_seconds()
+        return any(self._moved.get(host, 0.0) > since for host in {hosts.get(box, "") for box in waiting})
+
+    async def _gather(self) -> None:
+        """Return once a place was freed, and those that are freed with it; or after a moment, to look at the time."""
+        self._room.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HOST_PATIENCE):
+                await self._room.wait()
+        await asyncio.sleep(0 if self._process.draining else GATHER)
+
+    async def _begin(self, boxes: set[UUID]) -> int:
         started: set[UUID] = set()
         try:
             async with self._process.pool.connection() as connection:
-                wanted = await self._within_host_share(boxes, await read_hosts(connection, boxes))
-                claimed = await claim(connection, wanted, self._process.settings.lease, self._process.name)
+                claimed = await claim(connection, sorted(boxes), self._process.settings.lease, self._process.name)
                 if claimed:
                     self._process.crash_point("claimed")
                     started = await self._start(connection, claimed)
-        except (psycopg.Error, PoolTimeout) as error:
+        except psycopg.Error as error:
             log.warning("a round was left to its lease", mailboxes=len(boxes), error=type(error).__name__)
         finally:
-            await self._free_places([box for box in boxes if box not in started])
+            self._free_places(boxes - started)
         return len(started)
 
-    async def _within_host_share(self, boxes: list[UUID], hosts: dict[UUID, str]) -> list[UUID]:
-        for box in boxes:
-            self._running.pop(box)
-        share = max(1, int(self._process.settings.engine_turns * self._process.settings.host_share))
-        held = Counter(host for host in self._running.values() if host)
-        wanted: list[UUID] = []
-        surplus: list[UUID] = []
-        for box in boxes:
-            host = hosts.get(box, "")
-            self._running[box] = host
-            held[host] += 1
-            (wanted if held[host] <= share else surplus).append(box)
-        if surplus:
-            log.info("mailboxes given back: their host holds its share of this worker", mailboxes=len(surplus))
-            await self._give_back(surplus, "its host is busy")
-        return wanted
-
-    async def _give_back(self, boxes: list[UUID], reason: str) -> None:
+    async def _give_back(self, boxes: list[UUID]) -> None:
+        draining = self._process.draining
+        if not boxes:
+            return
+        if not draining:
+            log.info("mailboxes given back: their host holds its share of this worker", mailboxes=len(boxes))
+        reason = "its worker ends" if draining else "its host is busy"
         with contextlib.suppress(psycopg.Error):
             async with self._process.pool.connection() as connection:
                 await give_back(connection, boxes, self._process.settings.host_busy_pause, reason)
@@ -143,17 +199,19 @@ class Engine:
                 self._process.wake(turn.lease.mailbox_id)
         finally:
             self._process.leases.remove(turn.lease)
-            await self._free_places([turn.lease.mailbox_id])
+            self._moved[self._running.get(turn.lease.mailbox_id, "")] = boottime()
+            self._free_places([turn.lease.mailbox_id])
 
-    async def _free_places(self, boxes: Sequence[UUID]) -> None:
+    def _free_places(self, boxes: Iterable[UUID]) -> None:
         for box in boxes:
-            self._running.pop(box, None)
-        await self.notify()
+            host = self._running.pop(box, None)
+            if host is not None:
+                self._held[host] -= 1
+        self._room.set()
 
     async def notify(self) -> None:
         """Rounds that wait for room look again whether there is any, or never will be."""
-        async with self._room:
-            self._room.notify_all()
+        self._room.set()
 
     async def drain(self) -> None:
         """Return when every turn has ended at its next message and is written.

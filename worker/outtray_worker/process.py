@@ -51,7 +51,10 @@ from outtray_worker.spool import Spool
 log = structlog.get_logger()
 
 POOL_SIZE = 4
-"""Connections for reading; the registrar has one of its own."""
+"""Connections for claims and quotas; the registrar has one of its own."""
+
+CONTENT_CONNECTIONS = 2
+"""Connections for content alone: no crowd of claims may keep a message under way waiting for its bytes."""
 
 
 async def connect(settings: Settings, role: str) -> AsyncConnection[Any]:
@@ -61,7 +64,7 @@ async def connect(settings: Settings, role: str) -> AsyncConnection[Any]:
 
 
 async def _refuse_closed(connection: AsyncConnection[Any]) -> None:
-    """Raise if the server closed this pooled connection: it can be read then. No round trip for each use of the pool."""
+    """Raise if the server closed this pooled connection: it can be read then. Asking it would be a round trip a use."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN | select.POLLHUP)
     if poll.poll(0):
@@ -94,22 +97,14 @@ class Process:
             socket_connect_timeout=settings.redis_timeout.total_seconds(),
             client_name="outtray-engine",
         )
-        options = connect_options(settings, "worker") | {"autocommit": True}
-        self.pool = AsyncConnectionPool[AsyncConnection[Any]](
-            conninfo(settings),
-            kwargs=options,
-            min_size=1,
-            max_size=POOL_SIZE,
-            open=False,
-            timeout=settings.database_timeout.total_seconds(),
-            reconnect_timeout=settings.database_timeout.total_seconds(),
-            check=_refuse_closed,
-        )
+        self.pool = self._new_pool(POOL_SIZE)
+        self._content_pool = self._new_pool(CONTENT_CONNECTIONS)
         await self.pool.open()
+        await self._content_pool.open()
         self.leases = Leases(settings.lease)
         self.spool = Spool(settings.spool)
         self.registrar = Registrar(settings, self._registrar_connection, self.spool, self.leases)
-        self.content = ContentReader(self.pool, self.vault, settings.content_memory)
+        self.content = ContentReader(self._content_pool, self.vault, settings.content_memory)
         self.pace = Pace(self.redis, settings)
         self.quotas = Quotas(self.pool)
         self.quarantine = Quarantine(settings.suspect_alone)
@@ -123,6 +118,17 @@ class Process:
             self._vital(beat_for_ever(self), "heartbeat"),
         ]
         self._registrar_task = self._vital(self.registrar.run(), "registrar")
+
+    def _new_pool(self, size: int) -> AsyncConnectionPool[AsyncConnection[Any]]:
+        return AsyncConnectionPool[AsyncConnection[Any]](
+            conninfo(self.settings),
+            kwargs=connect_options(self.settings, "worker") | {"autocommit": True},
+            min_size=1,
+            max_size=size,
+            open=False,
+            timeout=self.settings.database_timeout.total_seconds(),
+            check=_refuse_closed,
+        )
 
     async def _registrar_connection(self) -> AsyncConnection[Any]:
         connection = await connect(self.settings, "registrar")
@@ -156,6 +162,7 @@ class Process:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self.pool.close()
+        await self._content_pool.close()
         await self.redis.aclose()
 
     # ── what turns ask ──────────────────────────────────────────────────────────────────────────────────────────

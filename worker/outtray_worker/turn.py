@@ -109,6 +109,8 @@ class Turn:
 
     async def _over_quota(self, message: DueMessage, limit: str) -> Rest | None:
         """How long the mailbox rests until this message fits. None: it never can, and has failed."""
+        if self._unwritten is not None:  # or the last handover would still count as open: from its deadline
+            await self._unwritten
         frees = await self._process.quotas.frees_in(self._mailbox, message)
         if frees is None:
             failed = Failed(f"alone more than the mailbox's limit of {limit}")
@@ -232,23 +234,8 @@ class Turn:
                 prepared = await self._session.prepare(_mail(message, content))
                 ready = None if isinstance(prepared, Outcome) else _Ready(content, prepared)
                 return ready or prepared  # type: ignore[return-value]
-        except ContentMissing:
-            return Failed("its content was erased")
-        except UnknownKey as error:
-            log.error("a key is missing", ring=error.ring, message_id=str(message.id))
-            return Parked("this worker's key file lacks the key that the content was sealed with", scope="app")
-        except CannotOpen:
-            return Failed("its stored content is damaged")
-        except (psycopg.Error, PoolTimeout) as error:  # our own trouble: it spends no attempt of the message
-            log.warning("content not read", message_id=str(message.id), error=type(error).__name__)
-            return Parked("PostgreSQL did not answer", scope="app")
-        except TimeoutError:
-            return Parked("preparation took too long", scope="connection")
         except Exception as error:
-            log.error(
-                "a preparation ended in an error", message_id=str(message.id), error=type(error).__name__, exc_info=True
-            )
-            return Retry(f"internal error: {type(error).__name__}")
+            return _trouble(message, error)
         finally:
             if ready is None and content is not None:
                 content.release()
@@ -316,3 +303,22 @@ def _mail(message: DueMessage, content: Content) -> Mail:
         message.size,
         content.body,
     )
+
+
+def _trouble(message: DueMessage, error: Exception) -> Outcome:
+    """What an exception in preparation means. Only a bug of ours on this very message spends one of its attempts."""
+    match error:
+        case ContentMissing():
+            return Failed("its content was erased")
+        case UnknownKey():
+            log.error("a key is missing", ring=error.ring, message_id=str(message.id))
+            return Parked("this worker's key file lacks the key that the content was sealed with", scope="app")
+        case CannotOpen():
+            return Failed("its stored content is damaged")
+        case psycopg.Error() | PoolTimeout():
+            log.warning("content not read", message_id=str(message.id), error=type(error).__name__)
+            return Parked("PostgreSQL did not answer", scope="app")
+        case TimeoutError():
+            return Parked("preparation took too long", scope="connection")
+    log.error("a preparation ended in an error", message_id=str(message.id), error=type(error).__name__, exc_info=error)
+    return Retry(f"internal error: {type(error).__name__}")

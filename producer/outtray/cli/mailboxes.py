@@ -374,7 +374,10 @@ def _remove(outtray: Outtray, box: MailboxView, cancel: bool) -> int:
 
 @group.command("plans", epilog=examples("outtray mailbox plans"))
 def plans(as_json: Json = False) -> None:
-    """Show the plans that a mailbox can be on, and where each figure comes from."""
+    """Show the plans that a mailbox can be on.
+
+    Each with the source of its figures, and when they were read there.
+    """
     if as_json:
         print_json(list(PLANS.values()))
         return

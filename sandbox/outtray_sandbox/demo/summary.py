@@ -119,7 +119,7 @@ def _waits_stated(accounts: Accounts) -> Check:
     stated = [box for box in boxes if box.settled and is_stated(accounts.reasons.get(box.player.address))]
     return Check(
         stated == boxes,
-        f"explained: {len(accounts.waiting)} messages wait in {len(boxes)} mailboxes; {len(stated)} of these say for what",
+        f"explained: {len(accounts.waiting)} messages wait in {len(boxes)} mailboxes, and {len(stated)} say for what",
     )
 
 
@@ -178,7 +178,7 @@ def _table(accounts: Accounts) -> Table:
 
 def _print_reason(console: Console, address: str, reason: Explanation) -> None:
     console.print()
-    console.print(Text(f"Why {address} still has mail waiting (outtray explain --mailbox {address}):", "yellow"))
+    console.print(Text(f"$ outtray explain --mailbox {address}", "yellow"))
     page = Table.grid(padding=(0, 2))
     page.add_column(style="dim", no_wrap=True)
     page.add_column(overflow="fold")

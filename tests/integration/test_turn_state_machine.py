@@ -1,0 +1,457 @@
+"""The message's states under random interleavings of everything that may happen to it, with what must hold at each step.
+
+Two workers claim, gate, hand over and record through real registrars, as late and as often as chance wants it; an app
+cancels, suppresses, pauses and decides; time passes; and a provider that keeps its own account is the judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from pathlib import Path
+from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
+
+from outtray import Message, Outtray
+from outtray_schema import bindings, wakes
+from outtray_schema.database import conninfo
+from outtray_schema.ledger import Allowance
+from outtray_schema.outcome import Failed, Held, NotBegun, Outcome, Parked, Retry, Sent, Unknown
+from outtray_schema.plans import effective_limits
+from outtray_schema.vault import load_vault
+from outtray_worker.claim import ClaimedMailbox, DueMessage, claim, read_due
+from outtray_worker.deadline import Deadline
+from outtray_worker.items import Gate, MailboxMove, Passed
+from outtray_worker.lease import Leases
+from outtray_worker.pick import arm
+from outtray_worker.quotas.ledger import read_allowances
+from outtray_worker.record import Attempt, record_of
+from outtray_worker.registrar import Registrar
+from outtray_worker.spool import Spool
+from outtray_worker.sweep import sweep
+from outtray_worker.tend import tend
+
+LEASE = timedelta(seconds=30)
+BEGIN = timedelta(seconds=30)
+WITHIN = timedelta(seconds=60)
+SETTLE = timedelta(seconds=60)
+LIMITS = {"messages": 4, "recipients_per_message": None}
+ADDRESSES = ("a@example.net", "b@example.net", "c@example.net")
+MOVES = (1.0, 31.0, 61.0, 200.0, 3600.0, 90_000.0)
+TABLES = "message, recipient, message_tag, content, usage, event, journal, switch, suppression, mailbox, app"
+NOT_TAKEN = (
+    Retry("451"), Parked("421"), Failed("550"), Unknown("lost"), NotBegun("late"), Held("535"),
+    Parked("4.7.1", after=timedelta(minutes=5)),
+)  # fmt: skip
+LIVE = ("queued", "handing_over")
+pick_any = st.integers(0, 1_000_000)
+
+
+@dataclass
+class Turn:
+    """A claim of one worker, for as long as somebody remembers it: it may be dead, or come back late."""
+
+    worker: int
+    box: ClaimedMailbox
+    due: list[DueMessage]
+    allowance: Allowance
+
+
+@dataclass
+class Handover:
+    """One passed gate. `taken`: when the provider took the mail, on the database's clock."""
+
+    turn: Turn
+    message: DueMessage
+    number: int
+    begin_by: datetime
+    taken: datetime | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass
+class Truth:
+    """What really happened, in no database."""
+
+    handovers: list[Handover] = field(default_factory=list)
+    numbers: dict[UUID, int] = field(default_factory=lambda: defaultdict(int))
+    cancelled: set[UUID] = field(default_factory=set)
+    suppressed: set[str] = field(default_factory=set)
+    address: dict[UUID, str] = field(default_factory=dict)
+
+    def taken(self, message: UUID) -> int:
+        return sum(h.taken is not None for h in self.handovers if h.message.id == message)
+
+
+class Queue(RuleBasedStateMachine):
+    database: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.folder = TemporaryDirectory()
+        self.do(self.begin())
+        self.client = Outtray(self.database.settings, app="app", actor="test")
+        self.boxes = [self.do(self.add_mailbox()) for _ in range(2)]
+        self.turns: list[Turn] = []
+        self.truth = Truth()
+
+    def do(self, work: Any) -> Any:
+        return self.runner.run(work)
+
+    # ── the world ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def begin(self) -> None:
+        self.db = await self.connect()
+        await self.db.execute(f"TRUNCATE {', '.join(f'outtray.{name}' for name in TABLES.split(', '))} CASCADE")
+        await self.db.execute("UPDATE outtray.clock SET shift = '0'")
+        self.app_id = uuid4()
+        await self.db.execute("INSERT INTO outtray.app (id, name) VALUES (%s, 'app')", [self.app_id])
+        self.registrars = [self.registrar(name) for name in ("one", "two")]
+        self.tasks = [asyncio.ensure_future(each.run()) for each in self.registrars]
+
+    def registrar(self, name: str) -> Registrar:
+        async def connect() -> AsyncConnection[Any]:
+            connection = await self.connect()
+            await connection.set_autocommit(False)
+            return connection
+
+        own = self.database.settings
+        return Registrar(own, connect, Spool(Path(self.folder.name) / name), Leases(own.lease))
+
+    async def connect(self) -> AsyncConnection[Any]:
+        return await AsyncConnection.connect(conninfo(self.database.settings), autocommit=True)
+
+    async def add_mailbox(self) -> UUID:
+        mailbox_id = uuid4()
+        address = json.dumps({"address": f"{mailbox_id}@example.org", "name": "", "aliases": []}).encode()
+        sealed = load_vault(self.database.settings).addresses.encrypt(address, bindings.mailbox_address(mailbox_id))
+        await self.db.execute(
+            "INSERT INTO outtray.mailbox (id, app_id, provider, host, address, address_index, plan, limits)"
+            " VALUES (%s, %s, 'memory', 'memory', %s, %s, 'smtp', %s)",
+            [mailbox_id, self.app_id, sealed, mailbox_id.bytes, Jsonb(LIMITS)],
+        )
+        return mailbox_id
+
+    async def one(self, statement: str, *parameters: Any) -> Any:
+        row = await (await self.db.execute(statement, parameters)).fetchone()
+        return row[0] if row else None
+
+    def rows(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        async def ask() -> list[tuple[Any, ...]]:
+            return await (await self.db.execute(statement, parameters)).fetchall()
+
+        return self.do(ask())
+
+    def now(self) -> datetime:
+        return self.rows("SELECT outtray.outtray_now()")[0][0]
+
+    def state(self, message: UUID) -> str:
+        return str(self.rows("SELECT state FROM outtray.message WHERE id = %s", message)[0][0])
+
+    def some(self, states: tuple[str, ...], number: int) -> UUID | None:
+        found = self.rows("SELECT id FROM outtray.message WHERE state = ANY(%s) ORDER BY id", list(states))
+        return found[number % len(found)][0] if found else None
+
+    # ── the app ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(box=st.integers(0, 1), to=st.sampled_from(ADDRESSES), resend=st.booleans(), expires=st.booleans(), wake=st.booleans())
+    def enqueue(self, box: int, to: str, resend: bool, expires: bool, wake: bool) -> None:
+        expires_at = self.now() + timedelta(hours=2) if expires else None
+        policy: Any = "resend" if resend else None
+        message = Message(to=to, subject="s", text="t", mailbox=self.boxes[box], on_unknown=policy, expires_at=expires_at)
+        self.truth.address[self.client.enqueue(message).id] = to
+        if wake:
+            self.do(arm(self.db, {self.boxes[box]: self.now()}))
+
+    @rule(number=pick_any)
+    def cancel(self, number: int) -> None:
+        message = self.some(("queued", "handing_over", "unknown", "sent"), number)
+        if message is None:
+            return
+        before, answer = self.state(message), self.client.cancel(message).answer
+        if answer == "cancelled":
+            assert before == "queued" and self.truth.taken(message) == 0
+            self.truth.cancelled.add(message)
+        assert answer != "sent" or before == "sent"
+
+    @rule(number=pick_any, decision=st.sampled_from(("sent", "resend", "fail")))
+    def resolve(self, number: int, decision: Any) -> None:
+        message = self.some(("unknown",), number)
+        if message is not None:
+            self.client.resolve(message, decision)
+            if decision == "resend":
+                self.assert_armed(message)
+
+    @rule(to=st.sampled_from(ADDRESSES))
+    def suppress(self, to: str) -> None:
+        self.client.suppress(to, "bounced")
+        self.truth.suppressed.add(to)
+
+    @rule(to=st.sampled_from(ADDRESSES))
+    def unsuppress(self, to: str) -> None:
+        self.client.unsuppress(to)
+        self.truth.suppressed.discard(to)
+
+    @rule(box=st.integers(0, 1), everything=st.booleans())
+    def pause(self, box: int, everything: bool) -> None:
+        self.client.pause("all") if everything else self.client.mailboxes.pause(self.boxes[box])
+
+    @rule(box=st.integers(0, 1))
+    def resume(self, box: int) -> None:
+        self.client.resume("all")
+        if self.rows("SELECT status FROM outtray.mailbox WHERE id = %s", self.boxes[box])[0][0] == "paused":
+            self.client.mailboxes.resume(self.boxes[box])
+        self.do(self._reconnect(self.boxes[box]))
+
+    async def _reconnect(self, box: UUID) -> None:
+        await self.db.execute(
+            "UPDATE outtray.mailbox SET status = 'active', credentials_version = credentials_version + 1,"
+            " next_at = outtray.not_before(outtray.earliest_due(id), parked_until) WHERE id = %s AND status = 'reconnect'",
+            [box],
+        )
+
+    # ── the workers ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(box=st.integers(0, 1), worker=st.integers(0, 1))
+    def claim(self, box: int, worker: int) -> None:
+        turn = self.do(self._claim(self.boxes[box], worker))
+        if turn is not None:
+            self.turns.append(turn)
+
+    async def _claim(self, box: UUID, worker: int) -> Turn | None:
+        claimed = await claim(self.db, [box], LEASE, str(worker))
+        if not claimed:
+            return None
+        due = (await read_due(self.db, [box], 50)).get(box, [])
+        allowance = await read_allowances(self.db, [(box, effective_limits("smtp", LIMITS, "memory"))])
+        return Turn(worker, claimed[0], due, allowance[box])
+
+    @precondition(lambda self: self.turns)
+    @rule(number=pick_any)
+    def gate(self, number: int) -> None:
+        turn = self.turns[-1 - number % min(len(self.turns), 3)]
+        if not turn.due or turn.allowance.binding(turn.due[0]) is not None:
+            return
+        message, begin_by = turn.due.pop(0), self.now() + BEGIN
+        forbidden = self.forbidden(turn, message)
+        passed = self.do(self._gate(turn, message))
+        if isinstance(passed, Passed):
+            assert forbidden is None, f"passed although {forbidden}"
+            turn.allowance.take(message)
+            self.truth.handovers.append(Handover(turn, message, passed.handover, begin_by))
+
+    def forbidden(self, turn: Turn, message: DueMessage) -> str | None:
+        """Why this gate must not let the message pass, as far as it can be said beforehand."""
+        fence, status = self.rows("SELECT turn_fence, status FROM outtray.mailbox WHERE id = %s", turn.box.id)[0]
+        reasons = {
+            "its fence was taken": fence != turn.box.fence,
+            "its mailbox is held": status != "active",
+            "everything is paused": bool(self.rows("SELECT FROM outtray.switch")),
+            "it is suppressed": self.truth.address[message.id] in self.truth.suppressed,
+            "it was cancelled": message.id in self.truth.cancelled,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    async def _gate(self, turn: Turn, message: DueMessage) -> Any:
+        ask = Gate(
+            message.id, turn.box.id, turn.box.fence, message.version, message.handover + 1, turn.box.provider, WITHIN
+        )
+        return await self.registrars[turn.worker].gate(ask, Deadline.after(timedelta(seconds=20)))
+
+    @precondition(lambda self: self.truth.handovers)
+    @rule(number=pick_any)
+    def take(self, number: int) -> None:
+        """The provider takes the mail, unless its time to begin has passed: then not one byte is written."""
+        handover = self.truth.handovers[-1 - number % min(len(self.truth.handovers), 4)]
+        now = self.now()
+        if handover.taken is None and handover.outcome is None and now < handover.begin_by:
+            handover.taken = now
+
+    @precondition(lambda self: self.truth.handovers)
+    @rule(number=pick_any, outcome=st.sampled_from(NOT_TAKEN), lost=st.booleans())
+    def record(self, number: int, outcome: Outcome, lost: bool) -> None:
+        """Write what the provider said: now, late or again. Once said, it stays the same."""
+        handover = self.truth.handovers[-1 - number % min(len(self.truth.handovers), 6)]
+        if handover.outcome is None:
+            taken = Unknown("the answer was lost") if lost else Sent("p", "<r@example.org>")
+            handover.outcome = taken if handover.taken is not None else outcome
+        if not isinstance(handover.outcome, (Sent, Unknown)):
+            handover.turn.allowance = _after_refusal(handover)
+        self.do(self._record(handover))
+        if self.state(handover.message.id) == "queued":
+            self.assert_armed(handover.message.id)
+
+    async def _record(self, handover: Handover) -> None:
+        turn = handover.turn
+        attempt = Attempt(self.database.settings, turn.box, handover.message, handover.message.version, False)
+        await self.registrars[turn.worker].record(record_of(attempt, handover.number, handover.outcome))
+
+    @precondition(lambda self: self.turns)
+    @rule(number=pick_any)
+    def end(self, number: int) -> None:
+        turn = self.turns[-1 - number % min(len(self.turns), 3)]
+        self.do(self._end(turn))
+
+    async def _end(self, turn: Turn) -> None:
+        turn.due.clear()
+        await self.registrars[turn.worker].move(MailboxMove(turn.box.id, turn.box.fence, ends=True))
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(seconds=st.sampled_from(MOVES))
+    def time_passes(self, seconds: float) -> None:
+        self.rows("UPDATE outtray.clock SET shift = shift + %s RETURNING one", timedelta(seconds=seconds))
+
+    @rule()
+    def tend(self) -> None:
+        self.do(tend(self.db, SETTLE))
+
+    @rule()
+    def sweep(self) -> None:
+        self.do(sweep(self.db))
+        asleep = self.rows(
+            "SELECT id FROM outtray.mailbox m WHERE status = 'active' AND turn_until IS NULL"
+            " AND (next_at IS NULL OR next_at > outtray.not_before(outtray.earliest_due(id), parked_until))"
+            " AND outtray.earliest_due(id) IS NOT NULL"
+        )
+        assert asleep == [], "one sweep finds every mailbox that has mail"
+
+    # ── what must hold ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def assert_armed(self, message: UUID) -> None:
+        """Whoever sets `queued` arms the mailbox, unless its turn will when it ends (rule 13)."""
+        query = """
+        SELECT b.next_at <= greatest(m.due_at, b.parked_until, outtray.outtray_now()) OR b.turn_until IS NOT NULL
+        FROM outtray.message m JOIN outtray.mailbox b ON b.id = m.mailbox_id WHERE m.id = %s
+        """
+        assert self.rows(query, message) == [(True,)], "queued, and nobody will look for it"
+
+    @invariant()
+    def a_handovers_number_only_rises(self) -> None:
+        for message, number in self.rows("SELECT id, handover FROM outtray.message"):
+            assert number >= self.truth.numbers[message]
+            self.truth.numbers[message] = number
+
+    @invariant()
+    def nothing_is_taken_twice_unless_it_was_sent_again_by_decision_or_policy(self) -> None:
+        again = Counter(
+            row[0] for row in self.rows(
+                "SELECT message_id FROM outtray.journal WHERE kind = 'resend'"
+                " OR kind = 'resolved' AND detail->>'decision' = 'resend'"
+            )
+        )  # fmt: skip
+        for message in self.truth.address:
+            assert self.truth.taken(message) <= 1 + again[message]
+
+    @invariant()
+    def what_was_cancelled_for_good_never_leaves(self) -> None:
+        assert all(self.truth.taken(message) == 0 for message in self.truth.cancelled)
+
+    @invariant()
+    def no_message_has_two_handovers_that_could_begin(self) -> None:
+        now = self.now()
+        able = [h for h in self.truth.handovers if h.outcome is None and h.taken is None and now < h.begin_by]
+        current = {row[0]: row[1] for row in self.rows("SELECT id, handover FROM outtray.message")}
+        for handover in able:
+            assert current[handover.message.id] == handover.number
+        assert len({h.message.id for h in able}) == len(able)
+
+    @invariant()
+    def no_mailbox_is_over_its_limit_in_any_24_hours(self) -> None:
+        for box in self.boxes:
+            taken = sorted(h.taken for h in self.truth.handovers if h.taken and h.turn.box.id == box)
+            for first, fifth in zip(taken, taken[LIMITS["messages"] or 0 :], strict=False):
+                assert fifth - first >= timedelta(hours=24)
+
+    @invariant()
+    def the_ledger_forgets_nothing_that_was_taken(self) -> None:
+        now = self.now()
+        for box in self.boxes:
+            used = self.do(self._used(box))
+            mine = [h for h in self.truth.handovers if h.turn.box.id == box]
+            recent = sum(h.taken is not None and h.taken > now - timedelta(hours=24) for h in mine)
+            assert recent <= used <= len(mine)
+
+    async def _used(self, box: UUID) -> int:
+        allowance = await read_allowances(self.db, [(box, effective_limits("smtp", LIMITS, "memory"))])
+        return int(allowance[box].used("messages"))
+
+    @invariant()
+    def what_is_sent_has_an_id_or_a_decision(self) -> None:
+        without = self.rows("SELECT id FROM outtray.message WHERE state = 'sent' AND provider_id IS NULL AND reason <> 'decided: sent'")
+        assert without == []
+
+    # ── and in the end ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def teardown(self) -> None:
+        try:
+            self.finish()
+        finally:
+            self.client.close()
+            for registrar in self.registrars:
+                registrar.close()
+            self.do(asyncio.wait(self.tasks, timeout=10))
+            self.do(self.db.close())
+            self.runner.close()
+            self.folder.cleanup()
+
+    def finish(self) -> None:
+        """Whatever was interrupted: once nothing fails any more, every message ends or is unknown, with the truth told."""
+        for box in range(2):
+            self.resume(box)
+        for _ in range(30):
+            if not self.some(LIVE, 0):
+                break
+            self.time_passes(90_000.0)
+            self.do(tend(self.db, SETTLE))
+            self.do(sweep(self.db))
+            for box in self.boxes:
+                self.work_off(box)
+        assert not self.some(LIVE, 0), "nothing is stuck"
+        for message, state in self.rows("SELECT id, state FROM outtray.message"):
+            if state == "sent" and self.truth.taken(message) == 0:
+                reason = self.rows("SELECT reason FROM outtray.message WHERE id = %s", message)[0][0]
+                assert reason == "decided: sent", "sent is only what was taken"
+
+    def work_off(self, box: UUID) -> None:
+        turn = self.do(self._claim(box, 0))
+        if turn is None:
+            return
+        for message in list(turn.due):
+            if turn.allowance.binding(message) is None and isinstance(self.do(self._gate(turn, message)), Passed):
+                turn.allowance.take(message)
+                handover = Handover(turn, message, message.handover + 1, self.now(), taken=self.now(), outcome=Sent("p"))
+                self.truth.handovers.append(handover)
+                self.do(self._record(handover))
+        self.do(self._end(turn))
+
+
+def _after_refusal(handover: Handover) -> Allowance:
+    """What was definitely refused gives its place back, once, as in the turn."""
+    allowance = handover.turn.allowance
+    if not getattr(handover, "given_back", False):
+        handover.given_back = True  # type: ignore[attr-defined]
+        allowance.give_back(handover.message)
+    return allowance
+
+
+@pytest.mark.slow
+def test_the_queue_keeps_its_promises_under_every_interleaving(database, seed):
+    Queue.database = database
+    checks = list(HealthCheck)
+    run_state_machine_as_test(
+        Queue, settings=settings(max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=checks)
+    )
+    assert wakes.KEY
