@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 
 import psycopg
 
+from outtray.revision import newest_revision, revision
 from outtray_schema.database import connect_options, conninfo, migrate
 from outtray_schema.errors import SettingsError
 from outtray_schema.ids import new_id
@@ -30,8 +31,9 @@ ON CONFLICT (name) DO NOTHING
 def embedded_services(settings: Settings) -> Iterator[Settings]:
     """Settings that lead to running servers. Raises `SettingsError` with the cure if nobody offers them."""
     with _offered()(settings) as ready:
-        migrate(ready)
         with psycopg.connect(conninfo(ready), autocommit=True, **connect_options(ready, "producer")) as connection:
+            if (revision(connection) or "") < newest_revision():
+                migrate(ready)
             connection.execute(FIRST_APP, {"id": new_id(), "name": settings.app})
         yield ready
 

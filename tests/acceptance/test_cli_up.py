@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from command_line import CommandLine
 from conftest import Database
-from polling import eventually
-
 from outtray_sandbox.smtp import SmtpServer
 from outtray_sandbox.up import members
+from polling import eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 

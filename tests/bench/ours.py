@@ -26,12 +26,12 @@ WORKERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Mailboxes to be made: all alike, of one app and on one host."""
+    """Mailboxes to be made: all alike, of one app, over its provider hosts in turn."""
 
     app: str
     number: int
     provider: str
-    host: str
+    hosts: Sequence[str]
     server: Mapping[str, Any]
     password: str | None = None
     limits: Mapping[str, Any] | None = None
@@ -43,8 +43,9 @@ def add_mailboxes(stand: Stand, wanted: Boxes) -> list[UUID]:
     ids = [new_id() for _ in range(wanted.number)]
     columns = "id, app_id, provider, host, address, address_index, plan, limits, server, credentials"
     with stand.database.cursor() as cursor, cursor.copy(f"COPY outtray.mailbox ({columns}) FROM STDIN") as copy:
-        for mailbox_id in ids:
-            copy.write_row(_mailbox_row(stand, wanted, app_id, mailbox_id))
+        for n, mailbox_id in enumerate(ids):
+            host = wanted.hosts[n % len(wanted.hosts)]
+            copy.write_row(_mailbox_row(stand, wanted, app_id, mailbox_id, host))
     return ids
 
 
@@ -54,7 +55,7 @@ def _add_app(stand: Stand, name: str) -> UUID:
     return app_id
 
 
-def _mailbox_row(stand: Stand, wanted: Boxes, app_id: UUID, mailbox_id: UUID) -> Sequence[Any]:
+def _mailbox_row(stand: Stand, wanted: Boxes, app_id: UUID, mailbox_id: UUID, host: str) -> Sequence[Any]:
     address = f"{mailbox_id}@bench.test"
     sealed = stand.vault.addresses.encrypt(
         json.dumps({"address": address, "name": "", "aliases": []}).encode(), bindings.mailbox_address(mailbox_id)
@@ -66,7 +67,7 @@ def _mailbox_row(stand: Stand, wanted: Boxes, app_id: UUID, mailbox_id: UUID) ->
     index = stand.vault.blind_index(app_id, address)
     limits = LIMITS if wanted.limits is None else wanted.limits
     return (
-        mailbox_id, app_id, wanted.provider, wanted.host, sealed, index, "smtp", Jsonb(limits), Jsonb(wanted.server),
+        mailbox_id, app_id, wanted.provider, host, sealed, index, "smtp", Jsonb(limits), Jsonb(wanted.server),
         credentials,
     )  # fmt: skip
 

@@ -78,7 +78,8 @@ class HttpSink:
         """The sink is the stand's."""
 
     def boxes(self, app: str, number: int) -> Boxes:
-        return Boxes(app, number, "bench", "sink.bench", {"url": self._url})
+        # Two hosts, as an app has mailboxes at two providers: one host alone is held to half of a worker's turns.
+        return Boxes(app, number, "bench", ("one.bench", "two.bench"), {"url": self._url})
 
     def know(self, mailboxes: list[UUID]) -> None:
         """It takes everybody's."""
@@ -120,7 +121,7 @@ class SmtpSink:
     def boxes(self, app: str, number: int) -> Boxes:
         port = self._where()["port"]
         server = {"host": "127.0.0.1", "port": port, "tls": "clear"}
-        return Boxes(app, number, "smtp", "127.0.0.1", server, password=self._password)
+        return Boxes(app, number, "smtp", ("127.0.0.1",), server, password=self._password)
 
     def know(self, mailboxes: list[UUID]) -> None:
         """Let every mailbox log in."""

@@ -111,7 +111,7 @@ def _add_busy(stand: Stand, sink: HttpSink, busy: Busy) -> None:
     wanted = sink.boxes(busy.app, busy.mailboxes)
     if busy.silent:
         url = stand.sink_url("silent", "never")
-        wanted = Boxes(busy.app, busy.mailboxes, wanted.provider, "silent.bench", {"url": url})
+        wanted = Boxes(busy.app, busy.mailboxes, wanted.provider, ("silent.bench",), {"url": url})
     boxes = ours.add_mailboxes(stand, wanted)
     long_ago = datetime.now(UTC) - timedelta(minutes=5)
     bulk.deliverable(stand, ((box, long_ago) for box in boxes for _ in range(busy.each)))

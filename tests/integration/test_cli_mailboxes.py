@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from command_line import CommandLine, command
 from conftest import Database
-
 from outtray_sandbox.smtp import SmtpServer
 
 PASSWORD = "canary-p4ss"

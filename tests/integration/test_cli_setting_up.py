@@ -12,9 +12,9 @@ from typing import Any
 
 import psycopg
 import pytest
+
 from command_line import CommandLine
 from conftest import Database
-
 from outtray_sandbox.services import Services
 
 

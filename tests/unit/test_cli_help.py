@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import typer.main
-from command_line import CommandLine
 
+from command_line import CommandLine
 from outtray.cli.application import build
 from outtray.cli.exits import Exit
 

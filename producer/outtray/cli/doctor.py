@@ -20,7 +20,8 @@ from outtray.cli.exits import Exit
 from outtray.cli.options import Json, examples
 from outtray.cli.queue_facts import read_processes, redis_client
 from outtray.cli.screen import count, duration, facts, out, print_json
-from outtray.cli.session import database, newest_revision, revision, services
+from outtray.cli.session import database, services
+from outtray.revision import newest_revision, revision
 from outtray_schema.errors import OuttrayError, SettingsError
 from outtray_schema.settings import Settings
 from outtray_schema.vault import load_vault

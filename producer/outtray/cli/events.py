@@ -82,5 +82,5 @@ def _line(event: Event) -> str:
     at = event.at.astimezone().strftime("%m-%d %H:%M:%S")
     about = event.message_id or event.mailbox_id or ""
     detail = " ".join(f"{name}={value}" for name, value in event.data.items() if value not in (None, "", False))
-    kind = f"[{STATES.get(event.kind, 'default')}]{escape(f'{event.kind:<13}')}[/]"
+    kind = f"[{STATES.get(event.kind, 'default')}]{escape(f'{event.kind:<16}')}[/]"
     return f"[dim]{at}[/] {kind} {about} {escape(detail)}"

@@ -8,15 +8,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from outtray import Explanation
 from outtray.cli.exits import UsageError
 from outtray.cli.mailboxes import MailboxOption, mailbox_name
 from outtray.cli.message import message_id
 from outtray.cli.options import AppName, Json, examples
 from outtray.cli.screen import MAILBOX_STATES, STATES, colored, facts, moment, out, print_json
 from outtray.cli.session import client
-from outtray import Explanation
 
-EXAMPLES = examples("outtray explain 0199b0c2-…", "outtray explain --mailbox ann@example.com", "outtray explain ID --json")
+EXAMPLES = examples(
+    "outtray explain 0199b0c2-…", "outtray explain --mailbox ann@example.com", "outtray explain ID --json"
+)
 
 OneOrNone = Annotated[str | None, typer.Argument(metavar="[ID]", help="The message's id.", show_default=False)]
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
+from rich.text import Text
 
 from outtray.cli import options
 from outtray.cli.exits import UsageError
@@ -68,8 +69,8 @@ def _show_page(page: Page[MessageView]) -> None:
     # An id is there to be copied: in a narrow terminal the subject goes, not half of the id.
     columns = ("id", "state", "when", "to", "subject") if out.width >= WIDE else ("id", "state", "when", "to")
     shown = table(*columns)
-    for column, least in zip(shown.columns, (36, 7, 8, 10, 10), strict=False):
-        column.no_wrap, column.overflow, column.min_width = True, "ellipsis", least
+    for column in shown.columns[:3]:
+        column.no_wrap = True
     for each in page.items:
         shown.add_row(*_cells(each)[: len(columns)])
     out.print(shown if page.items else "No messages.")
@@ -77,16 +78,21 @@ def _show_page(page: Page[MessageView]) -> None:
         hint(f"more: --cursor {page.next_cursor}")
 
 
-def _cells(message: MessageView) -> tuple[str, ...]:
+def _cells(message: MessageView) -> tuple[RenderableType, ...]:
     when = message.ended_at or message.handed_at or message.due_at
     since = relative(when, datetime.now(UTC)) if when else ""
-    return str(message.id), colored(message.state, STATES), since, _first(message), escape(message.subject)
+    return str(message.id), colored(message.state, STATES), since, _cut(_first(message)), _cut(message.subject)
+
+
+def _cut(text: str) -> Text:
+    """On one line, whatever room there is."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _first(message: MessageView) -> str:
     addresses = [each.address for each in message.recipients]
     more = f" +{len(addresses) - 1}" if len(addresses) > 1 else ""
-    return escape(addresses[0]) + more if addresses else ""
+    return addresses[0] + more if addresses else ""
 
 
 @group.command("show", epilog=examples("outtray message show 0199b0c2-…", "outtray message show 0199b0c2-… --json"))
@@ -120,11 +126,20 @@ def _facts(message: MessageView) -> Iterator[tuple[str, str]]:
     yield "priority", message.priority if message.priority != "normal" else ""
     yield "size", size(message.size)
     yield from _times(message, now)
-    yield "handovers", f"{message.handover} ({message.attempt} counted as attempts)" if message.handover else ""
+    yield "handovers", _handovers(message)
     yield "Message-ID", escape(message.rfc_message_id or "")
     yield "provider's id", escape(message.provider_id or "")
     yield "conversation", escape(message.conversation_id or "")
     yield "evidence", escape(" ".join(_pairs(message.evidence)))
+
+
+def _handovers(message: MessageView) -> str:
+    """A handover given back (a throttled mailbox, one that never began) is no attempt of the message."""
+    if not message.handover:
+        return ""
+    return f"{message.handover}" + (
+        f", {message.attempt} of them attempts" if message.attempt != message.handover else ""
+    )
 
 
 def _state(message: MessageView) -> str:
@@ -152,9 +167,16 @@ def _journal(journal: Sequence[JournalEntry]) -> Any:
     page.columns[0].no_wrap = page.columns[2].no_wrap = True
     for entry in journal:
         at = entry.at.astimezone().strftime("%m-%d %H:%M:%S")
-        detail = " ".join(_pairs(entry.detail))
+        detail = " ".join(_pairs(_told(entry)))
         page.add_row(at, str(entry.handover or ""), escape(entry.kind), escape(entry.actor or ""), escape(detail))
     return page
+
+
+def _told(entry: JournalEntry) -> dict[str, Any]:
+    """What an entry adds to its kind: its evidence laid open, its state only where the kind does not say it."""
+    evidence = entry.detail.get("evidence")
+    detail = {name: value for name, value in entry.detail.items() if (name, value) != ("state", entry.kind)}
+    return detail if not isinstance(evidence, Mapping) else {**detail, "evidence": None, **evidence}
 
 
 def _pairs(values: Mapping[str, Any]) -> Iterator[str]:

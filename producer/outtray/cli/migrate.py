@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from outtray.cli.options import Json, examples
 from outtray.cli.screen import done, print_json
-from outtray.cli.session import database, newest_revision, revision, services
+from outtray.cli.session import database, services
+from outtray.revision import newest_revision, revision
 from outtray_schema import database as schema
 
 EXAMPLES = examples("outtray migrate", "outtray migrate --json")

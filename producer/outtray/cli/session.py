@@ -8,28 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import psycopg
 from psycopg import Connection
 from psycopg.rows import DictRow, dict_row
 
 from outtray import Outtray
 from outtray.connections import translating
 from outtray.embedded import embedded_services
-from outtray_schema.database import MIGRATIONS, connect_options, conninfo, migrate
+from outtray.revision import newest_revision, revision
+from outtray_schema.database import connect_options, conninfo
 from outtray_schema.errors import SettingsError
-from outtray_schema.ids import new_id
 from outtray_schema.settings import Settings, load_settings
-
-# Reads which migration the database is at; locks nothing.
-REVISION = "SELECT version_num FROM outtray.alembic_version"
-
-# Inserts the first app of an empty installation; locks nothing that exists.
-FIRST_APP = """
-INSERT INTO outtray.app (id, name) SELECT %(id)s, %(name)s WHERE NOT EXISTS (SELECT FROM outtray.app)
-ON CONFLICT (name) DO NOTHING
-"""
 
 
 @contextmanager
@@ -40,7 +29,6 @@ def services() -> Iterator[Settings]:
         yield settings
         return
     with embedded_services(settings) as ready:
-        prepare_embedded(ready)
         yield ready
 
 
@@ -71,20 +59,6 @@ def database(settings: Settings) -> Iterator[Connection[DictRow]]:
         yield connection
 
 
-def newest_revision() -> str:
-    """The migration that this version's code needs: files are named by their revision, in order."""
-    return max(path.name.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
-
-
-def revision(connection: Connection[Any]) -> str | None:
-    """The migration that the database is at; `None` where there are no tables yet."""
-    try:
-        row = connection.cursor(row_factory=dict_row).execute(REVISION).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        return None
-    return row["version_num"] if row else None
-
-
 def require_migrated(settings: Settings) -> None:
     """Raise `SettingsError` with the cure unless the database has the tables of this version; `Unavailable`."""
     with database(settings) as connection:
@@ -93,13 +67,3 @@ def require_migrated(settings: Settings) -> None:
         raise SettingsError("The database has no tables yet. Run: outtray migrate")
     if found < needed:
         raise SettingsError(f"The database is at migration {found}, this version needs {needed}. Run: outtray migrate")
-
-
-def prepare_embedded(settings: Settings) -> None:
-    """Give the embedded database its tables and, where there is none, the app `default`."""
-    with database(settings) as connection:
-        behind = (revision(connection) or "") < newest_revision()
-    if behind:
-        migrate(settings)
-        with database(settings) as connection:
-            connection.execute(FIRST_APP, {"id": new_id(), "name": "default"})
