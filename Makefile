@@ -24,11 +24,11 @@ demo: $(STAMP) ## about a minute: real mail leaves, is paced, parked and explain
 	@$(BIN)/outtray demo
 
 test: $(STAMP) ## every test: with real PostgreSQL and Valkey, then with real processes under faults
-	@$(PYTEST) -q -n 2 tests/unit tests/contracts tests/integration
+	@$(PYTEST) -q -n 2 --dist loadgroup tests/unit tests/contracts tests/integration
 	@$(PYTEST) -q tests/acceptance
 
 test-fast: $(STAMP) ## the tests that need no patience, under 90 s
-	@$(PYTEST) -q -n 2 -m "not slow and not processes" tests/unit tests/contracts tests/integration
+	@$(PYTEST) -q -n 2 --dist loadgroup -m "not slow and not processes" tests/unit tests/contracts tests/integration
 
 check: lint test ## formatter, linter, types, every test
 

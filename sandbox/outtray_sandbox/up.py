@@ -211,10 +211,7 @@ def open_handovers(settings: Settings, worker_names: Sequence[str]) -> list[Open
 def die_with_parent() -> None:
     """Runs in the new process: should we be killed, the kernel asks it to end (Linux; elsewhere it lives on)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(REMINDER = 10.0
-"""Seconds between two lines that say who has not ended yet."""
-
-_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def ending(code: int) -> str:

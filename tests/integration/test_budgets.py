@@ -130,3 +130,27 @@ def test_a_gate_that_something_else_stopped_spends_nothing(database):
             assert await w.rows("SELECT * FROM outtray.budget_hour") == []
 
     run(scene())
+
+
+def test_a_budget_counts_its_hour_and_the_24_before_and_says_when_it_frees(database):
+    """Spent in the last minute of an hour, it still counts in the first minutes of that hour a day later."""
+
+    async def scene() -> None:
+        async with world(database.settings) as w:
+            box = await w.mailbox()
+            await budget(w, "messages", 1, box)
+            now = await w.now()
+            hour = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+            await w.shift(hour + timedelta(minutes=59) - now)
+            assert await spend(w, box, Spend(1, 1, 1)) is None
+            await w.shift(timedelta(hours=23, minutes=2))
+            exceeded = await spend(w, box, Spend(1, 1, 1))
+            assert exceeded is not None and exceeded.frees_in is not None
+            frees_at = await w.now() + exceeded.frees_in
+            assert timedelta(0) <= frees_at - (hour + timedelta(hours=25)) < timedelta(seconds=5)
+            await w.shift(exceeded.frees_in - timedelta(seconds=10))
+            assert await spend(w, box, Spend(1, 1, 1)) is not None
+            await w.shift(timedelta(seconds=11))
+            assert await spend(w, box, Spend(1, 1, 1)) is None
+
+    run(scene())

@@ -29,6 +29,7 @@ import yaml
 from outtray_schema.settings import Settings, parse_duration
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("image")  # what the tests of this file share is made once
 DOCKERFILE = REPOSITORY / "deploy/Dockerfile"
 COMPOSE = yaml.safe_load((REPOSITORY / "deploy/compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
@@ -217,6 +218,7 @@ def borrow(image: Image) -> None:
     (image.site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
 
+@pytest.mark.slow
 def test_the_wheel_installs_and_holds_the_four_packages_and_what_is_not_python(image):
     for package in ("outtray_schema", "outtray", "outtray_worker", "outtray_sandbox"):
         assert (image.site / package / "py.typed").exists(), package
@@ -227,6 +229,7 @@ def test_the_wheel_installs_and_holds_the_four_packages_and_what_is_not_python(i
     assert not list(image.site.glob("tests*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", sorted(OURS))
 def test_the_command_of_each_service_is_one_that_the_image_has(image, service):
     entry = json.loads(FINAL.last("ENTRYPOINT"))
@@ -235,6 +238,7 @@ def test_the_command_of_each_service_is_one_that_the_image_has(image, service):
     assert "Usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_keys_that_the_compose_file_asks_for_are_made_as_its_head_says(image):
     head = (REPOSITORY / "deploy/compose.yaml").read_text()
     commands = re.findall(r"#   (outtray keys .*?)(?:  |$)", head, re.MULTILINE)
@@ -247,6 +251,7 @@ def test_the_keys_that_the_compose_file_asks_for_are_made_as_its_head_says(image
     assert "credentials" not in json.loads((image.root / "producer-keys.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_process_whose_database_is_away_says_so_at_once(image):
     own = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1", "KEY_FILE": "/run/none"}
     given = " ".join(f"OUTTRAY_{name}={value}" for name, value in own.items())

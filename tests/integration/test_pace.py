@@ -370,6 +370,20 @@ def test_processes_that_share_a_bucket_are_together_not_over_without_redis(share
     run(scene())
 
 
+def test_a_shared_buckets_part_is_spread_over_the_minute_without_redis():
+    async def scene() -> None:
+        b = absent_bench()
+        want = Want(bucket_key("app:shared", 60, 10), 60, 10, 9, None, 2)
+        tokens = 0
+        for _ in range(20):
+            b.clock.now += 0.5
+            tokens += (await b.take(want)).tokens
+        assert tokens <= 3, "half of a half of 60 a minute is one in four seconds"
+        await b.client.aclose()
+
+    run(scene())
+
+
 def test_when_redis_comes_back_what_was_granted_without_it_is_charged_once(services):
     async def scene() -> None:
         async with bench(lambda: redis.asyncio.Redis.from_url(services.redis_url)) as b:

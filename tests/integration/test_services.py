@@ -31,6 +31,7 @@ from outtray_schema.settings import Settings, default_data_folder, load_settings
 from polling import eventually
 
 ROOT = os.geteuid() == 0
+pytestmark = pytest.mark.xdist_group("services")  # what the tests of this file share is made once
 only_root = pytest.mark.skipif(not ROOT, reason="only root can become another user")
 
 USE = """
@@ -311,6 +312,7 @@ def test_backends_that_outlive_their_postmaster_are_ended_before_the_next_one(qu
     assert query(quick, "SELECT 1") == [(1,)]
 
 
+@pytest.mark.slow
 def test_a_cluster_half_made_by_a_killed_first_start_is_made_anew(folder):
     place = find_place(folder)
     half = place.private_folder(place.home / "postgres.new")
@@ -323,6 +325,7 @@ def test_a_cluster_half_made_by_a_killed_first_start_is_made_anew(folder):
 # ── several users ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_processes_that_begin_at_once_share_one_pair_of_servers_and_the_last_stops_them(folder):
     with ThreadPoolExecutor(3) as threads:
         users = list(threads.map(using, [folder] * 3))
@@ -334,6 +337,7 @@ def test_processes_that_begin_at_once_share_one_pair_of_servers_and_the_last_sto
     assert not running(folder)
 
 
+@pytest.mark.slow
 def test_a_user_killed_with_kill_9_is_counted_no_more_and_loses_nothing(folder):
     victim = using(folder)
     victim.send_signal(signal.SIGKILL)
@@ -348,6 +352,7 @@ def test_a_user_killed_with_kill_9_is_counted_no_more_and_loses_nothing(folder):
 # ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_long_name_gets_a_short_socket(folder):
     deep = folder / ("d" * 60) / ("e" * 60)
     deep.parent.mkdir(parents=True)
@@ -390,6 +395,7 @@ def test_root_runs_the_servers_as_another_user_and_opens_no_folder_for_it(tmp_pa
     assert not home.exists()
 
 
+@pytest.mark.slow
 @only_root
 def test_programs_that_the_servers_user_cannot_reach_are_copied_once(folder, monkeypatch, tmp_path):
     place = find_place(folder)

@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from pathlib import Path
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
@@ -54,9 +54,13 @@ NOT_TAKEN = (
     Retry("451"), Parked("421"), Failed("550"), Unknown("lost"), NotBegun("late"), Held("535"),
     Parked("4.7.1", after=timedelta(minutes=5)),
 )  # fmt: skip
-EXAMPLES, STEPS = 25, 40
+HAPPENINGS = (
+    *["work"] * 6, *["gate"] * 4, *["take"] * 4, *["record"] * 5, *["end"] * 2, *["time"] * 5, *["dispatcher"] * 4,
+    *["enqueue"] * 2, "cancel", *["resolve"] * 2, "hold", *["release"] * 2,
+)  # fmt: skip
+"""What happens, as often as it stands here: mostly work, or chance would never get as far as a late answer."""
+EXAMPLES, STEPS = 20, 50
 LIVE = ("queued", "handing_over")
-pick_any = st.integers(0, 1_000_000)
 
 
 @dataclass
@@ -97,6 +101,8 @@ class Truth:
 
 class Queue(RuleBasedStateMachine):
     database: Any = None
+    seen: Counter[str] = Counter()
+    """What chance reached, over all runs: a machine that never got to a handover would prove nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,6 +113,7 @@ class Queue(RuleBasedStateMachine):
         self.boxes = [self.do(self.add_mailbox()) for _ in range(2)]
         self.turns: list[Turn] = []
         self.truth = Truth()
+        self.stopped = 0
 
     def do(self, work: Any) -> Any:
         return self.runner.run(work)
@@ -165,18 +172,46 @@ class Queue(RuleBasedStateMachine):
         found = self.rows("SELECT id FROM outtray.message WHERE state = ANY(%s) ORDER BY id", list(states))
         return found[number % len(found)][0] if found else None
 
+    # ── what may happen ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @initialize()
+    def some_mail(self) -> None:
+        for n, box in enumerate((0, 0, 0, 1, 1, 1, 1)):
+            self.enqueue(box, ADDRESSES[n % 3], resend=n % 2 == 0, expires=False, lost=n == 6)
+
+    @rule(
+        what=st.sampled_from(HAPPENINGS), box=st.integers(0, 1), worker=st.integers(0, 1), number=st.integers(0, 99),
+        steps=st.integers(0, 3), to=st.sampled_from(ADDRESSES), flags=st.tuples(*[st.booleans()] * 3),
+        outcome=st.sampled_from(NOT_TAKEN), seconds=st.sampled_from(MOVES),
+        decision=st.sampled_from(("sent", "resend", "fail")), held=st.sampled_from(("suppress", "mailbox", "all")),
+    )  # fmt: skip
+    def something_happens(self, what: str, **chance: Any) -> None:
+        arguments = {
+            "enqueue": lambda: self.enqueue(chance["box"], chance["to"], *chance["flags"]),
+            "work": lambda: self.work(chance["box"], chance["worker"], chance["steps"], chance["outcome"]),
+            "gate": lambda: self.gate(chance["number"]),
+            "take": lambda: self.take(chance["number"]),
+            "record": lambda: self.record(chance["number"], chance["outcome"], chance["flags"][0]),
+            "end": lambda: self.end(chance["number"]),
+            "time": lambda: self.time_passes(chance["seconds"]),
+            "dispatcher": self.dispatcher,
+            "cancel": lambda: self.cancel(chance["number"]),
+            "resolve": lambda: self.resolve(chance["number"], chance["decision"]),
+            "hold": lambda: self.hold(chance["box"], chance["to"], chance["held"]),
+            "release": self.release,
+        }
+        arguments[what]()
+
     # ── the app ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @rule(box=st.integers(0, 1), to=st.sampled_from(ADDRESSES), resend=st.booleans(), expires=st.booleans(), wake=st.booleans())
-    def enqueue(self, box: int, to: str, resend: bool, expires: bool, wake: bool) -> None:
+    def enqueue(self, box: int, to: str, resend: bool, expires: bool, lost: bool) -> None:
         expires_at = self.now() + timedelta(hours=2) if expires else None
         policy: Any = "resend" if resend else None
         message = Message(to=to, subject="s", text="t", mailbox=self.boxes[box], on_unknown=policy, expires_at=expires_at)
         self.truth.address[self.client.enqueue(message).id] = to
-        if wake:
+        if not lost:
             self.do(arm(self.db, {self.boxes[box]: self.now()}))
 
-    @rule(number=pick_any)
     def cancel(self, number: int) -> None:
         message = self.some(("queued", "handing_over", "unknown", "sent"), number)
         if message is None:
@@ -187,7 +222,6 @@ class Queue(RuleBasedStateMachine):
             self.truth.cancelled.add(message)
         assert answer != "sent" or before == "sent"
 
-    @rule(number=pick_any, decision=st.sampled_from(("sent", "resend", "fail")))
     def resolve(self, number: int, decision: Any) -> None:
         message = self.some(("unknown",), number)
         if message is not None:
@@ -195,26 +229,25 @@ class Queue(RuleBasedStateMachine):
             if decision == "resend":
                 self.assert_armed(message)
 
-    @rule(to=st.sampled_from(ADDRESSES))
-    def suppress(self, to: str) -> None:
-        self.client.suppress(to, "bounced")
-        self.truth.suppressed.add(to)
+    def hold(self, box: int, to: str, what: str) -> None:
+        """Suppress an address, or pause a mailbox or everything, while turns are on their way."""
+        if what == "suppress":
+            self.client.suppress(to, "bounced")
+            self.truth.suppressed.add(to)
+        elif what == "mailbox":
+            self.client.mailboxes.pause(self.boxes[box])
+        else:
+            self.client.pause("all")
 
-    @rule(to=st.sampled_from(ADDRESSES))
-    def unsuppress(self, to: str) -> None:
-        self.client.unsuppress(to)
-        self.truth.suppressed.discard(to)
-
-    @rule(box=st.integers(0, 1), everything=st.booleans())
-    def pause(self, box: int, everything: bool) -> None:
-        self.client.pause("all") if everything else self.client.mailboxes.pause(self.boxes[box])
-
-    @rule(box=st.integers(0, 1))
-    def resume(self, box: int) -> None:
+    def release(self) -> None:
+        for address in sorted(self.truth.suppressed):
+            self.client.unsuppress(address)
+        self.truth.suppressed.clear()
         self.client.resume("all")
-        if self.rows("SELECT status FROM outtray.mailbox WHERE id = %s", self.boxes[box])[0][0] == "paused":
-            self.client.mailboxes.resume(self.boxes[box])
-        self.do(self._reconnect(self.boxes[box]))
+        for box in self.boxes:
+            if self.rows("SELECT status FROM outtray.mailbox WHERE id = %s", box)[0][0] == "paused":
+                self.client.mailboxes.resume(box)
+            self.do(self._reconnect(box))
 
     async def _reconnect(self, box: UUID) -> None:
         await self.db.execute(
@@ -225,11 +258,20 @@ class Queue(RuleBasedStateMachine):
 
     # ── the workers ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    @rule(box=st.integers(0, 1), worker=st.integers(0, 1))
-    def claim(self, box: int, worker: int) -> None:
+    def work(self, box: int, worker: int, steps: int, outcome: Outcome) -> None:
+        """A worker takes a turn as far as chance lets it: to the claim, the gate, the provider, or the record."""
         turn = self.do(self._claim(self.boxes[box], worker))
-        if turn is not None:
-            self.turns.append(turn)
+        if turn is None:
+            return
+        self.turns.append(turn)
+        before = len(self.truth.handovers)
+        if steps > 0:
+            self.gate(0)
+        if len(self.truth.handovers) > before and steps > 1:
+            self.take(0)
+        if len(self.truth.handovers) > before and steps > 2:
+            self.record(0, outcome, lost=False)
+            self.end(0)
 
     async def _claim(self, box: UUID, worker: int) -> Turn | None:
         claimed = await claim(self.db, [box], LEASE, str(worker))
@@ -239,9 +281,9 @@ class Queue(RuleBasedStateMachine):
         allowance = await read_allowances(self.db, [(box, effective_limits("smtp", LIMITS, "memory"))])
         return Turn(worker, claimed[0], due, allowance[box])
 
-    @precondition(lambda self: self.turns)
-    @rule(number=pick_any)
     def gate(self, number: int) -> None:
+        if not self.turns:
+            return
         turn = self.turns[-1 - number % min(len(self.turns), 3)]
         if not turn.due or turn.allowance.binding(turn.due[0]) is not None:
             return
@@ -252,6 +294,8 @@ class Queue(RuleBasedStateMachine):
             assert forbidden is None, f"passed although {forbidden}"
             turn.allowance.take(message)
             self.truth.handovers.append(Handover(turn, message, passed.handover, begin_by))
+        else:
+            self.stopped += 1
 
     def forbidden(self, turn: Turn, message: DueMessage) -> str | None:
         """Why this gate must not let the message pass, as far as it can be said beforehand."""
@@ -271,20 +315,19 @@ class Queue(RuleBasedStateMachine):
         )
         return await self.registrars[turn.worker].gate(ask, Deadline.after(timedelta(seconds=20)))
 
-    @precondition(lambda self: self.truth.handovers)
-    @rule(number=pick_any)
     def take(self, number: int) -> None:
         """The provider takes the mail, unless its time to begin has passed: then not one byte is written."""
-        handover = self.truth.handovers[-1 - number % min(len(self.truth.handovers), 4)]
-        now = self.now()
+        if not self.truth.handovers:
+            return
+        handover, now = self.truth.handovers[-1 - number % min(len(self.truth.handovers), 3)], self.now()
         if handover.taken is None and handover.outcome is None and now < handover.begin_by:
             handover.taken = now
 
-    @precondition(lambda self: self.truth.handovers)
-    @rule(number=pick_any, outcome=st.sampled_from(NOT_TAKEN), lost=st.booleans())
     def record(self, number: int, outcome: Outcome, lost: bool) -> None:
         """Write what the provider said: now, late or again. Once said, it stays the same."""
-        handover = self.truth.handovers[-1 - number % min(len(self.truth.handovers), 6)]
+        if not self.truth.handovers:
+            return
+        handover = self.truth.handovers[-1 - number % min(len(self.truth.handovers), 5)]
         if handover.outcome is None:
             taken = Unknown("the answer was lost") if lost else Sent("p", "<r@example.org>")
             handover.outcome = taken if handover.taken is not None else outcome
@@ -299,11 +342,9 @@ class Queue(RuleBasedStateMachine):
         attempt = Attempt(self.database.settings, turn.box, handover.message, handover.message.version, False)
         await self.registrars[turn.worker].record(record_of(attempt, handover.number, handover.outcome))
 
-    @precondition(lambda self: self.turns)
-    @rule(number=pick_any)
     def end(self, number: int) -> None:
-        turn = self.turns[-1 - number % min(len(self.turns), 3)]
-        self.do(self._end(turn))
+        if self.turns:
+            self.do(self._end(self.turns[-1 - number % min(len(self.turns), 3)]))
 
     async def _end(self, turn: Turn) -> None:
         turn.due.clear()
@@ -311,23 +352,19 @@ class Queue(RuleBasedStateMachine):
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @rule(seconds=st.sampled_from(MOVES))
     def time_passes(self, seconds: float) -> None:
         self.rows("UPDATE outtray.clock SET shift = shift + %s RETURNING one", timedelta(seconds=seconds))
 
-    @rule()
-    def tend(self) -> None:
+    def dispatcher(self) -> None:
+        """Time does what it does to turns and messages, and one sweep finds every mailbox that has mail."""
         self.do(tend(self.db, SETTLE))
-
-    @rule()
-    def sweep(self) -> None:
         self.do(sweep(self.db))
         asleep = self.rows(
             "SELECT id FROM outtray.mailbox m WHERE status = 'active' AND turn_until IS NULL"
             " AND (next_at IS NULL OR next_at > outtray.not_before(outtray.earliest_due(id), parked_until))"
             " AND outtray.earliest_due(id) IS NOT NULL"
         )
-        assert asleep == [], "one sweep finds every mailbox that has mail"
+        assert asleep == []
 
     @invariant()
     def all_promises_hold(self) -> None:
@@ -400,6 +437,9 @@ class Queue(RuleBasedStateMachine):
     # ── and in the end ──────────────────────────────────────────────────────────────────────────────────────────
 
     def teardown(self) -> None:
+        self.seen["taken"] += sum(h.taken is not None for h in self.truth.handovers)
+        self.seen["stopped gates"] += self.stopped
+        self.seen.update(f"journal {kind}" for (kind,) in self.rows("SELECT kind FROM outtray.journal"))
         try:
             self.finish()
         finally:
@@ -413,10 +453,7 @@ class Queue(RuleBasedStateMachine):
 
     def finish(self) -> None:
         """Whatever was interrupted: once nothing fails any more, every message ends or is unknown, with the truth told."""
-        for box in range(2):
-            self.resume(box)
-        for address in ADDRESSES:
-            self.unsuppress(address)
+        self.release()
         for _ in range(30):
             if not self.some(LIVE, 0):
                 break
@@ -456,6 +493,7 @@ def _after_refusal(handover: Handover) -> Allowance:
 @pytest.mark.slow
 def test_the_queue_keeps_its_promises_under_every_interleaving(database, seed):
     Queue.database = database
+    Queue.seen = Counter()
     # Not shrunk: each step asks PostgreSQL, and the steps that led to a failure are printed as they are.
     run_state_machine_as_test(
         Queue,
@@ -464,3 +502,6 @@ def test_the_queue_keeps_its_promises_under_every_interleaving(database, seed):
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
+    print(dict(Queue.seen))
+    reached = ("taken", "stopped gates", "journal sent", "journal unknown")
+    assert all(Queue.seen[what] for what in reached), Queue.seen

@@ -22,6 +22,7 @@ from outtray_schema.outcome import Held, NotBegun, Outcome
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import Deadline, boottime
 from outtray_worker.providers import Account, Mail
+from outtray_worker.providers.names import Names
 from outtray_worker.providers.smtp.auth import secrets_of
 from outtray_worker.providers.smtp.body import Body, ContentLost
 from outtray_worker.providers.smtp.dialogue import envelope, give_body, give_envelope, write_dot
@@ -59,6 +60,7 @@ class SmtpProvider:
     name = "smtp"
 
     def __init__(self, settings: Settings) -> None:
+        self.names = Names()
         self.settings = settings
         self._contexts: dict[tuple[str | None, float], ssl.SSLContext] = {}
 
@@ -161,7 +163,7 @@ class SmtpSession:
         server = Server.of(self._account.server)
         context = await self._provider.context(server.ca_file)
         self._link = link = Link(server, self._settings, Redactor(*self._secrets))
-        await connect(link, self._account.credentials, self._settings, context)
+        await connect(link, self._account.credentials, self._settings, context, self._provider.names)
         return link
 
     async def _still_good(self, link: Link) -> bool:

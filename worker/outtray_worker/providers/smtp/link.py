@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -15,6 +16,7 @@ from aiosmtplib.esmtp import parse_esmtp_extensions
 from outtray_schema.outcome import Evidence, Held, Outcome, Parked
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import boottime
+from outtray_worker.providers.names import Names
 from outtray_worker.providers.smtp.auth import NoLogin, choose, log_in
 from outtray_worker.providers.smtp.redact import Redactor
 from outtray_worker.providers.smtp.replies import Phase, classify, enhanced_code
@@ -147,14 +149,15 @@ def build_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-async def connect(link: Link, credentials: Mapping[str, Any], settings: Settings, context: ssl.SSLContext) -> None:
+async def connect(
+    link: Link, credentials: Mapping[str, Any], settings: Settings, context: ssl.SSLContext, names: Names
+) -> None:
     """TCP, TLS, greeting and login on a new link, whose `phase` says how far it came.
 
     Raises `Ended` when the server or the settings refuse it, `OSError`, `TimeoutError` or `Garbled` when it breaks.
     """
-    loop = asyncio.get_running_loop()
     async with asyncio.timeout(settings.connect_timeout.total_seconds()):
-        await loop.create_connection(lambda: link.wire, link.server.host, link.server.port)
+        await reach(link, await names.addresses(link.server.host, link.server.port))
         refuse_clear(link, settings)
         if link.server.tls == "implicit":
             await link.wire.secure(context, link.server.host)
@@ -163,6 +166,17 @@ async def connect(link: Link, credentials: Mapping[str, Any], settings: Settings
         await start_tls(link, context, settings)
     await authenticate(link, credentials)
     link.ready = True
+
+
+async def reach(link: Link, addresses: Sequence[str]) -> None:
+    """TCP to the first of the host's addresses that answers. Raises the last one's `OSError`."""
+    loop = asyncio.get_running_loop()
+    *others, last = addresses
+    for address in others:
+        with contextlib.suppress(OSError):
+            await loop.create_connection(lambda: link.wire, address, link.server.port)
+            return
+    await loop.create_connection(lambda: link.wire, last, link.server.port)
 
 
 def refuse_clear(link: Link, settings: Settings) -> None:
