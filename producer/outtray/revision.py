@@ -1,4 +1,4 @@
-"""Which migration the database is at, and which one this version's code needs. Cheap enough to ask before every command."""
+"""Which migration the database is at, and which one this version needs. Cheap enough to ask before every command."""
 
 from __future__ import annotations
 

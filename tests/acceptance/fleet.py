@@ -77,6 +77,10 @@ class Fleet(AbstractContextManager["Fleet"]):
         self.members += begun
         return begun
 
+    def adopt(self, role: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        """Take in a process that was started otherwise, so that it ends with the fleet."""
+        self.members.append(Member(role, process, log))
+
     def kill(self, member: Member, number: int = signal.SIGKILL) -> None:
         """Kill and forget; with another signal than SIGKILL the process may still be running when this returns."""
         member.process.send_signal(number)

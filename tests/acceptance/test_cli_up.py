@@ -168,3 +168,21 @@ def is_running(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
+
+
+@pytest.mark.parametrize(
+    "arguments", [("status", "--watch", "--every", "0.2", "--json"), ("events", "--follow", "--json")]
+)
+def test_what_stays_ends_on_ctrl_c_without_a_traceback(database: Database, arguments: tuple[str, ...]) -> None:
+    line = CommandLine.on(database.settings)
+    line.ok("app", "add", "default")
+    line.ok(
+        *("mailbox", "add", "smtp", "ann@example.com", "--host", "smtp.example.com", "--password-stdin"), stdin="secret"
+    )
+    with line.start(*arguments) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(PATIENCE) == 130
+    assert "Traceback" not in rest

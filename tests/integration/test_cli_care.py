@@ -51,8 +51,9 @@ def test_the_status_counts_what_waits_and_says_for_whom(outtray: CommandLine, da
     redis.lpush(ROUNDS, "a round")
     with database.connect() as connection:
         connection.execute(
-            "UPDATE outtray.mailbox SET parked_until = outtray.outtray_now() + interval '1 hour', parked_reason = 'the server "
-            "says 451' WHERE NOT EXISTS (SELECT FROM outtray.app a WHERE a.default_mailbox_id = mailbox.id)"
+            "UPDATE outtray.mailbox b SET parked_until = outtray.outtray_now() + interval '1 hour', "
+            "parked_reason = 'the server says 451' "
+            "WHERE NOT EXISTS (SELECT FROM outtray.app a WHERE a.default_mailbox_id = b.id)"
         )
         connection.execute("INSERT INTO outtray.process (id, role) VALUES ('host:1', 'worker')")
     database.shift(timedelta(seconds=90))

@@ -153,7 +153,8 @@ def test_it_knows_its_version() -> None:
 )
 def test_what_is_not_installed_is_named_with_its_cure(hidden: str, arguments: tuple[str, ...], cure: str) -> None:
     """A None in `sys.modules` is what the import system itself takes for "not installed"."""
-    code = f"import sys; sys.modules[{hidden!r}] = None; sys.argv[1:] = {list(arguments)!r}; from outtray.cli.main import run; run()"
+    hide = f"import sys; sys.modules[{hidden!r}] = None; sys.argv[1:] = {list(arguments)!r}"
+    code = f"{hide}; from outtray.cli.main import run; run()"
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
     )

@@ -31,7 +31,8 @@ from world import HANDOVER, run, world
 SLACK = timedelta(seconds=1)
 """More than the real time that an example takes: the most by which a moved clock can be off."""
 
-SETTINGS = Settings(database_url=None, redis_url=None, redis_timeout=timedelta(milliseconds=500))
+PATIENT = Settings(database_url=None, redis_url=None, redis_timeout=timedelta(seconds=20))
+HASTY = Settings(database_url=None, redis_url=None, redis_timeout=timedelta(milliseconds=200))
 
 
 class Clock:
@@ -47,10 +48,10 @@ class Clock:
 class Bench:
     """A client, a pace on it, and time that passes when a test says so."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, patience: Settings = PATIENT) -> None:
         self.client = client
         self.clock = Clock()
-        self.pace = Pace(client, SETTINGS, self.clock)
+        self.pace = Pace(client, patience, self.clock)
 
     def want(self, per_minute: int, burst: int, tokens: int = 1, used: int | None = 0, **more: Any) -> Want:
         key = bucket_key(str(uuid4()), per_minute, burst)
@@ -275,7 +276,7 @@ async def silent_bench() -> AsyncIterator[tuple[Bench, Absent]]:
     server = await asyncio.start_server(absent.connected, "127.0.0.1", 0)
     client = redis.asyncio.Redis(port=server.sockets[0].getsockname()[1])
     try:
-        yield Bench(client), absent
+        yield Bench(client, HASTY), absent
     finally:
         await client.aclose()
         server.close()

@@ -145,6 +145,7 @@ class Pending(NamedTuple):
     """A transaction whose COMMIT is still on its way: it holds its locks."""
 
     k: int
+    mine: bool
     items: tuple[Item, ...]
     age: int = 0
 

@@ -29,9 +29,11 @@ COMMANDS = dict(commands(typer.main.get_command(build())))
 
 
 def test_every_command_that_was_promised_is_there() -> None:
-    promised = """up, app add, app list, mailbox add smtp, mailbox list, mailbox show, mailbox set, mailbox test, mailbox
-    reconnect, mailbox remove, mailbox import-usage, pause, resume, send, status, message list, message show, explain, cancel,
-    reschedule, resolve, events, keys new, keys add, keys rotate, keys producer, migrate, doctor, worker, dispatcher, flower"""
+    promised = """
+        up, app add, app list, mailbox add smtp, mailbox list, mailbox show, mailbox set, mailbox test,
+        mailbox reconnect, mailbox remove, mailbox import-usage, pause, resume, send, status, message list,
+        message show, explain, cancel, reschedule, resolve, events, keys new, keys add, keys rotate, keys producer,
+        migrate, doctor, worker, dispatcher, flower"""
     assert {tuple(each.split()) for each in promised.split(",")} <= set(COMMANDS)
 
 

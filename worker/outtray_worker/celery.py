@@ -34,8 +34,8 @@ def celery_app(settings: Settings, role: str) -> Celery:
         broker_connection_max_retries=None,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         task_publish_retry_policy={"max_retries": 1},
-        # Flower asks from up to 32 threads at once, and each question takes two connections while it waits for the second:
-        # with 4 they waited for each other for ever, and for SIGTERM too (Flower 2.2, tried 2026-11).
+        # Flower asks from up to 32 threads at once, and each question takes two connections while it waits for the
+        # second: with 4 they waited for each other for ever, and for SIGTERM too (Flower 2.2, tried 2026-11).
         broker_pool_limit=100 if role == "flower" else 4,
         worker_send_task_events=True,
         task_send_sent_event=False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ from redis.exceptions import RedisError
 
 from outtray_schema import wakes
 from outtray_schema.settings import Settings
-from outtray_worker.deadline import Deadline
+from outtray_worker.deadline import boottime
 from outtray_worker.heartbeat import EVERY, beat, leave
 from outtray_worker.pick import arm, pick, unpick
 from outtray_worker.prune import prune
@@ -56,6 +57,7 @@ class Dispatcher:
         self._due = asyncio.Event()
         self._stopping = asyncio.Event()
         self._redis_away = False
+        self._swept_at = -math.inf
 
     async def run(self) -> None:
         """Run every loop until `stop()`; a loop that PostgreSQL or Redis fails rests and goes on."""
@@ -148,18 +150,16 @@ class Dispatcher:
         return self._settings.tend_every.total_seconds()
 
     async def _sweep(self, connection: AsyncConnection[Any]) -> float:
-        armed = await sweep(connection)
-        if armed:
-            log.info("lost wakes found", mailboxes=armed)
-            self._due.set()
-        next_sweep = Deadline.after(self._settings.sweep_every)
-        while not self._stopping.is_set() and not next_sweep.passed:
-            impatient = self._settings.sweep_every_without_redis if self._redis_away else self._settings.sweep_every
-            started = next_sweep.at - self._settings.sweep_every.total_seconds()
-            if Deadline(started + impatient.total_seconds()).passed:
-                break
-            await self._rest(min(1.0, max(0.01, next_sweep.left())))
-        return 0.0
+        """Once a minute; oftener while Redis is away, for then every wake is lost."""
+        settings = self._settings
+        every = (settings.sweep_every_without_redis if self._redis_away else settings.sweep_every).total_seconds()
+        if boottime() - self._swept_at >= every:
+            self._swept_at = boottime()
+            armed = await sweep(connection)
+            if armed:
+                log.info("lost wakes found", mailboxes=armed)
+                self._due.set()
+        return min(1.0, every / 4)
 
     async def _beat(self, connection: AsyncConnection[Any]) -> float:
         await beat(connection, self._name, "dispatcher", {"redis": not self._redis_away})

@@ -126,4 +126,5 @@ async def _dispatch(settings: Settings) -> None:
 def run_flower(settings: Settings, port: int, address: str) -> None:
     """Run Flower read-only. It looks at workers; the queue itself is in PostgreSQL, behind `outtray status`."""
     configure_logs(settings)
-    celery_app(settings, "flower").start(["flower", f"--port={port}", f"--address={address}", "--read-only", "--logging=warning"])
+    asked = ["flower", f"--port={port}", f"--address={address}", "--read-only", "--logging=warning"]
+    celery_app(settings, "flower").start(asked)
