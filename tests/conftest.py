@@ -21,7 +21,7 @@ import pytest
 import redis as redis_client
 
 from outtray_sandbox.services import Services
-from outtray_schema.database import migrate
+from outtray_schema.migrate import migrate
 from outtray_schema.settings import Settings, load_settings
 from outtray_schema.vault import new_key_file
 

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 import psycopg
 
 from outtray.revision import newest_revision, revision
-from outtray_schema.database import connect_options, conninfo, migrate
+from outtray_schema.database import connect_options, conninfo
 from outtray_schema.errors import SettingsError
 from outtray_schema.ids import new_id
 from outtray_schema.settings import Settings
@@ -33,6 +33,8 @@ def embedded_services(settings: Settings) -> Iterator[Settings]:
     with _offered()(settings) as ready:
         with psycopg.connect(conninfo(ready), autocommit=True, **connect_options(ready, "producer")) as connection:
             if (revision(connection) or "") < newest_revision():
+                from outtray_schema.migrate import migrate  # noqa: PLC0415 - slow to import, and needed once
+
                 migrate(ready)
             connection.execute(FIRST_APP, {"id": new_id(), "name": settings.app})
         yield ready

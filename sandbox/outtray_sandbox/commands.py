@@ -109,6 +109,8 @@ class _Writer:
                 {"process": line.member.name if line.member else None, "event": line.event, "text": line.text}
             )
             return
+        if not line.text and not line.event:
+            return
         name = line.member.name if line.member else "outtray"
         style = "bold yellow" if line.event in ("died", "ending", "killing") else "dim" if line.event else ""
         # What a process wrote is text, never markup.

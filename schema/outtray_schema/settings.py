@@ -59,7 +59,7 @@ def _home() -> Path:
 
 
 class Settings(BaseSettings):
-    """Everything that a process can be told. Each field is the environment variable `OUTTRAY_` + its name in capitals."""
+    """What a process can be told: each field is the environment variable `OUTTRAY_` + its name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="OUTTRAY_", frozen=True, extra="ignore", env_ignore_empty=True)
 

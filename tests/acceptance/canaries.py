@@ -19,7 +19,9 @@ KINDS = ("sender", "recipient", "name", "subject", "body", "metadata", "password
 class Canaries:
     """One value of each kind; letters and digits only, so that no encoding of text changes it."""
 
-    values: dict[str, str] = field(default_factory=lambda: {kind: f"cnry{kind}{secrets.token_hex(6)}" for kind in KINDS})
+    values: dict[str, str] = field(
+        default_factory=lambda: {kind: f"cnry{kind}{secrets.token_hex(6)}" for kind in KINDS}
+    )
 
     def __getitem__(self, kind: str) -> str:
         return self.values[kind]

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polling import eventually
-
 from outtray_schema.settings import Settings
+from polling import eventually
 
 COMMAND = Path(sys.executable).parent / "outtray"
 

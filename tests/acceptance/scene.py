@@ -14,10 +14,9 @@ from typing import Any
 from uuid import UUID
 
 from acceptance.fleet import Fleet, Member, environment
-from polling import eventually
-
 from outtray import Message, Outtray
 from outtray_sandbox.smtp import SmtpServer
+from polling import eventually
 
 SCALED = {
     "lease": "2s", "turn_length": "2s", "round_again": "2s", "sweep_every": "2s", "tend_every": "200ms",

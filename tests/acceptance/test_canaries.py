@@ -10,21 +10,27 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from acceptance.canaries import Canaries, Monitor, everything_in_postgresql, everything_in_processes, everything_in_redis
+
+from acceptance.canaries import (
+    Canaries,
+    Monitor,
+    everything_in_postgresql,
+    everything_in_processes,
+    everything_in_redis,
+)
 from acceptance.fleet import COMMAND
 from acceptance.scene import Scene, scene
-from polling import eventually
-
 from outtray import Message
 from outtray_schema.attachment import Attachment
+from polling import eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 
 def test_canaries_are_found_nowhere(database, services, redis, tmp_path):
     canaries = Canaries()
+    make_postgresql_talkative(database)
     with scene(database, tmp_path, mailboxes=1) as town, Monitor(database.settings.redis_url) as monitor:
         boxes = add_mailboxes(town, canaries)
         town.start()
@@ -52,6 +58,18 @@ def test_canaries_are_found_nowhere(database, services, redis, tmp_path):
     found = {place: kinds for place, text in places.items() if (kinds := canaries.found_in(text))}
     assert found == {}
     assert canaries.found_in(said, ("password", "token", "body", "subject", "metadata")) == set()
+
+
+def make_postgresql_talkative(database: Any) -> None:
+    """The embedded one is told to be silent; an operator's own may say all it knows, and has to know nothing."""
+    talkative = {
+        "log_min_messages": "warning", "log_min_error_statement": "error", "log_error_verbosity": "default",
+        "log_parameter_max_length_on_error": "-1", "log_parameter_max_length": "-1", "log_statement": "all",
+    }  # fmt: skip
+    with database.connect() as db:
+        name = db.info.dbname
+        for setting, value in talkative.items():
+            db.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
 
 
 def add_mailboxes(town: Scene, canaries: Canaries) -> dict[str, Any]:
@@ -116,28 +134,33 @@ def damage_content(town: Scene, canaries: Canaries, box: Any) -> None:
         db.execute("UPDATE outtray.content SET body = body || 'x'::bytea WHERE message_id = %s", [message])
     town.client.mailboxes.resume(box)
     state = "SELECT state || ': ' || reason FROM outtray.message WHERE id = %s"
-    eventually(lambda: town.one(state, message) == "failed: its stored content is damaged", 20, "the damaged one failed")
+    eventually(
+        lambda: town.one(state, message) == "failed: its stored content is damaged", 20, "the damaged one failed"
+    )
 
 
 def refuse_in_postgresql(town: Scene, canaries: Canaries, box: Any) -> str:
-    """Statements with canaries for parameters that PostgreSQL refuses or breaks off, so that its own log has its say."""
+    """Our own statements, refused by a PostgreSQL that logs errors with statement, row and parameters."""
     said = []
     with town.database.connect() as db:
         for table in ("content", "recipient", "message"):
             db.execute(f"ALTER TABLE outtray.{table} ADD CONSTRAINT never CHECK (false) NOT VALID")
-            with pytest.raises(Exception) as refused:  # noqa: PT011 - whatever it is, its text is what is looked at
+            with pytest.raises(Exception) as refused:
                 town.client.enqueue(canary_message(canaries, box, idempotency_key=None))
             said.append(str(refused.value))
             db.execute(f"ALTER TABLE outtray.{table} DROP CONSTRAINT never")
-        with pytest.raises(psycopg.Error):  # its parameters are what the server's settings keep out of its log
-            db.execute("SELECT 1 / (length(%s) - length(%s))", [canaries["body"], canaries["body"]])
     return "\n".join(said)
 
 
 def ask_the_command_line(town: Scene, canaries: Canaries, folder: Path) -> str:
     """Refused input and a wrong password, by the commands; what they write to the terminal."""
     file = folder / "bad.ndjson"
-    row = {"to": "no address", "subject": canaries["subject"], "text": canaries["body"], "metadata": canaries["metadata"]}
+    row = {
+        "to": "no address",
+        "subject": canaries["subject"],
+        "text": canaries["body"],
+        "metadata": canaries["metadata"],
+    }
     file.write_text(json.dumps(row) + "\n")
     commands = {
         ("send", "--file", str(file)): "",
@@ -148,7 +171,13 @@ def ask_the_command_line(town: Scene, canaries: Canaries, folder: Path) -> str:
     said = []
     for arguments, typed in commands.items():
         run = subprocess.run(
-            [str(COMMAND), *arguments], env=dict(town.fleet.env), input=typed, capture_output=True, text=True, timeout=60
+            [str(COMMAND), *arguments],
+            env=dict(town.fleet.env),
+            input=typed,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         said.append(run.stdout + run.stderr)
     return "\n".join(said)
@@ -183,7 +212,7 @@ def start_flower(town: Scene) -> int:
 
 def page(port: int, path: str) -> bytes | None:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
             return bytes(answer.read())
     except urllib.error.HTTPError as error:
         return error.read()

@@ -1,15 +1,15 @@
-"""Redis and PostgreSQL go away under load: mail leaves without the one, and nothing is lost or doubled with the other."""
+"""Redis and PostgreSQL go away under load: mail leaves without the one, and nothing is lost without the other."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
-from acceptance.scene import scene
-from polling import eventually
 
+from acceptance.scene import scene
 from outtray import Message
 from outtray_schema.errors import Unavailable
+from polling import eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
@@ -73,7 +73,9 @@ def test_without_postgresql_enqueue_says_so_at_once_and_outcomes_survive_in_the_
             town.client.enqueue(Message(to="a@example.net", subject="s", text="t", mailbox=town.boxes[0]))
         assert time.monotonic() - begun < 6
         spool = database.settings.spool
-        eventually(lambda: sum(1 for file in spool.glob("*.jsonl") for _ in file.open()) >= 6, 20, "the spool holds them")
+        eventually(
+            lambda: sum(1 for file in spool.glob("*.jsonl") for _ in file.open()) >= 6, 20, "the spool holds them"
+        )
         taken = town.taken()
         town.fleet.assert_alive()
         town.fleet.kill(workers[0])  # one takes its memory with it: only the spool still knows

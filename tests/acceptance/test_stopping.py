@@ -1,4 +1,4 @@
-"""SIGTERM, `kill -9` of all workers, and a frozen worker: what was handed over is recorded, and nothing leaves twice."""
+"""SIGTERM, `kill -9` of all workers, a frozen worker: what was handed over is recorded, and nothing leaves twice."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+
 from acceptance.scene import LEASE, SWEEP, scene
 from polling import eventually
 

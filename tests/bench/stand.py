@@ -28,7 +28,8 @@ import redis
 
 from outtray.wakes import redis_url
 from outtray_sandbox.services import Services
-from outtray_schema.database import conninfo, migrate
+from outtray_schema.database import conninfo
+from outtray_schema.migrate import migrate
 from outtray_schema.settings import Settings, load_settings
 from outtray_schema.vault import Vault, load_vault, new_key_file
 

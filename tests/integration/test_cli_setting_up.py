@@ -53,6 +53,8 @@ def test_a_wrong_setting_names_itself_and_an_example(outtray: CommandLine) -> No
     assert refused.code == 2
     assert "OUTTRAY_LEASE" in refused.err
     assert "OUTTRAY_LEASE=30s" in refused.err
+    examined = outtray("doctor", "--json", OUTTRAY_LEASE="soon")
+    assert (examined.code, examined.json["findings"][0]["grade"]) == (2, "trouble")
 
 
 def test_a_dead_database_is_an_error_at_once(outtray: CommandLine) -> None:

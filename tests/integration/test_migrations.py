@@ -14,7 +14,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 
-from outtray_schema.database import MIGRATIONS, migrate, sqlalchemy_engine
+from outtray_schema.database import MIGRATIONS
+from outtray_schema.migrate import migrate, sqlalchemy_engine
 from outtray_schema.settings import Settings, load_settings
 from outtray_schema.tables import metadata
 

@@ -385,21 +385,23 @@ def test_a_shared_buckets_part_is_spread_over_the_minute_without_redis():
     run(scene())
 
 
-def test_when_redis_comes_back_what_was_granted_without_it_is_charged_once(services):
+def test_each_time_redis_comes_back_what_was_granted_without_it_is_charged_once(services):
     async def scene() -> None:
         async with bench(lambda: redis.asyncio.Redis.from_url(services.redis_url)) as b:
             want = b.want(per_minute=20, burst=5, tokens=5)
             assert (await b.take(want)).tokens == 5
-            await b.pass_time(want.key, 60)  # full again, as Redis knows it
-            working, b.pace._take = b.pace._take, _refused
-            later = replace(want, read_at=b.clock())
-            assert (await b.take(later)).tokens == 5
-            b.pace._take = working
-            b.clock.now += LEAVE_ALONE
-            back = await b.take(later)
-            assert back.tokens == 0
-            await b.pass_time(want.key, back.wait.total_seconds())
-            assert (await b.take(later)).tokens == 1
+            working = b.pace._take
+            for _ in range(2):
+                await b.pass_time(want.key, 20)  # full again, as Redis knows it
+                b.pace._take = _refused
+                later = replace(want, read_at=b.clock())
+                assert (await b.take(later)).tokens == 5
+                b.pace._take = working
+                b.clock.now += LEAVE_ALONE
+                back = await b.take(later)
+                assert back.tokens == 0
+                await b.pass_time(want.key, back.wait.total_seconds())
+                assert (await b.take(later, 1)).tokens == 1
 
     run(scene())
 

@@ -1,4 +1,4 @@
-"""Rules 4, 5, 7, 9 and 13 through whole turns: turns that die, freeze, come back late, and whom their messages take along."""
+"""Rules 4, 5, 7, 9 and 13 through whole turns: they die, freeze, come back late, and take nobody along."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ def test_of_520_due_exactly_500_leave_in_any_24_hours_and_20_wait_with_reason_an
             assert mailbox["parked_reason"] == "quota: messages" and mailbox["parks"] == 0
             assert abs(mailbox["parked_until"] - (first + DAY)) < timedelta(seconds=1)
             assert mailbox["next_at"] == mailbox["parked_until"], "it comes back by itself"
+            await each_waiting_one_is_explained(office, first + DAY)
             await office.later(timedelta(hours=13))
             assert await office.round() == 0
             await office.later(HOUR)
@@ -52,6 +53,14 @@ def test_of_520_due_exactly_500_leave_in_any_24_hours_and_20_wait_with_reason_an
             assert rows == [{"attempts": 1, "handovers": 1}], "waiting spent nothing"
 
     run(scene())
+
+
+async def each_waiting_one_is_explained(office: Inside, frees) -> None:
+    waiting = await office.w.rows("SELECT id FROM outtray.message WHERE state = 'queued'")
+    for row in waiting:
+        explanation = office.client.explain(row["id"])
+        assert "messages" in f"{explanation.reason} {explanation.limit}"
+        assert explanation.earliest is not None and abs(explanation.earliest - frees) < timedelta(seconds=1)
 
 
 @pytest.mark.parametrize("measure", ["recipients", "external", "unique_external"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import timedelta
 
 import pytest
 
 from inside import inside
-from outtray_schema.outcome import Failed, Held, Parked, Retry, Unknown
+from outtray_schema.outcome import Failed, Held, Parked, Retry
+from outtray_worker.items import MailboxMove
 from outtray_worker.providers.memory import Answer
 from polling import until
 from world import run
@@ -166,8 +169,6 @@ def test_a_verdict_about_old_credentials_does_not_undo_a_new_consent(database):
             office.enqueue(box)
             claimed = await office.w.claim(box)
             await office.w.db.execute("UPDATE outtray.mailbox SET credentials_version = credentials_version + 1")
-            from outtray_worker.items import MailboxMove  # noqa: PLC0415
-
             late = MailboxMove(
                 box, claimed.fence, ends=True, hold="reconnect", hold_reason="535", credentials_version=1
             )
@@ -223,7 +224,8 @@ def test_a_suppressed_message_is_cancelled_at_the_gate_and_says_so(database):
             ]
             # The row alone, as another session's commit would bring it while the turn is already on its way.
             await office.w.db.execute(
-                "INSERT INTO outtray.suppression (app_id, address_index, address, reason) VALUES (%s, %s, '', 'bounced')",
+                "INSERT INTO outtray.suppression (app_id, address_index, address, reason)"
+                " VALUES (%s, %s, '', 'bounced')",
                 [office.w.app_id, index["address_index"]],
             )
             await office.until_idle()
@@ -257,8 +259,6 @@ def test_a_handover_that_comes_too_late_has_not_begun_and_gives_its_attempt_back
 
 def _freeze(seconds: float) -> None:
     """Stand still as a frozen process does: nothing of it runs, the deadline's clock runs on."""
-    import time  # noqa: PLC0415
-
     until_then = time.monotonic() + seconds
     while time.monotonic() < until_then:
         pass
@@ -266,8 +266,6 @@ def _freeze(seconds: float) -> None:
 
 def test_a_cancel_that_comes_during_the_handover_ends_a_message_that_comes_back(database):
     async def scene() -> None:
-        import asyncio  # noqa: PLC0415
-
         async with inside(database.settings) as office:
             box = await office.mailbox()
             (message,) = office.enqueue(box)

@@ -1,4 +1,4 @@
-"""The message's states under random interleavings of everything that may happen to it, with what must hold at each step.
+"""The message's states under random interleavings of all that may happen to it, and what must hold at each step.
 
 Two workers claim, gate, hand over and record through real registrars, as late and as often as chance wants it; an app
 cancels, suppresses, pauses and decides; time passes; and a provider that keeps its own account is the judge.
@@ -11,15 +11,15 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from pathlib import Path
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 
@@ -101,7 +101,7 @@ class Truth:
 
 class Queue(RuleBasedStateMachine):
     database: Any = None
-    seen: Counter[str] = Counter()
+    seen: ClassVar[Counter[str]] = Counter()
     """What chance reached, over all runs: a machine that never got to a handover would prove nothing."""
 
     def __init__(self) -> None:
@@ -207,7 +207,9 @@ class Queue(RuleBasedStateMachine):
     def enqueue(self, box: int, to: str, resend: bool, expires: bool, lost: bool) -> None:
         expires_at = self.now() + timedelta(hours=2) if expires else None
         policy: Any = "resend" if resend else None
-        message = Message(to=to, subject="s", text="t", mailbox=self.boxes[box], on_unknown=policy, expires_at=expires_at)
+        message = Message(
+            to=to, subject="s", text="t", mailbox=self.boxes[box], on_unknown=policy, expires_at=expires_at
+        )
         self.truth.address[self.client.enqueue(message).id] = to
         if not lost:
             self.do(arm(self.db, {self.boxes[box]: self.now()}))
@@ -252,7 +254,8 @@ class Queue(RuleBasedStateMachine):
     async def _reconnect(self, box: UUID) -> None:
         await self.db.execute(
             "UPDATE outtray.mailbox SET status = 'active', credentials_version = credentials_version + 1,"
-            " next_at = outtray.not_before(outtray.earliest_due(id), parked_until) WHERE id = %s AND status = 'reconnect'",
+            " next_at = outtray.not_before(outtray.earliest_due(id), parked_until)"
+            " WHERE id = %s AND status = 'reconnect'",
             [box],
         )
 
@@ -431,7 +434,9 @@ class Queue(RuleBasedStateMachine):
         return int(allowance[box].used("messages"))
 
     def what_is_sent_has_an_id_or_a_decision(self) -> None:
-        without = self.rows("SELECT id FROM outtray.message WHERE state = 'sent' AND provider_id IS NULL AND reason <> 'decided: sent'")
+        without = self.rows(
+            "SELECT id FROM outtray.message WHERE state = 'sent' AND provider_id IS NULL AND reason <> 'decided: sent'"
+        )
         assert without == []
 
     # ── and in the end ──────────────────────────────────────────────────────────────────────────────────────────
@@ -452,7 +457,7 @@ class Queue(RuleBasedStateMachine):
             self.folder.cleanup()
 
     def finish(self) -> None:
-        """Whatever was interrupted: once nothing fails any more, every message ends or is unknown, with the truth told."""
+        """Once nothing fails any more, every message ends or is unknown, and the truth is told."""
         self.release()
         for _ in range(30):
             if not self.some(LIVE, 0):
@@ -475,7 +480,9 @@ class Queue(RuleBasedStateMachine):
         for message in list(turn.due):
             if turn.allowance.binding(message) is None and isinstance(self.do(self._gate(turn, message)), Passed):
                 turn.allowance.take(message)
-                handover = Handover(turn, message, message.handover + 1, self.now(), taken=self.now(), outcome=Sent("p"))
+                handover = Handover(
+                    turn, message, message.handover + 1, self.now(), taken=self.now(), outcome=Sent("p")
+                )
                 self.truth.handovers.append(handover)
                 self.do(self._record(handover))
         self.do(self._end(turn))

@@ -171,8 +171,6 @@ def passes(w: World, p: Protocol, k: int, item: Item) -> bool:
 
 def gated(w: World, p: Protocol, k: int, item: Item, age: int = 0) -> World:
     """`group.WRITE`, what `gated` writes; `age` ticks ago if its COMMIT was on its way that long."""
-    if age == 0 and stops(w, item.i):
-        w = w._replace(bad="a gate passed what was paused or suppressed")
     m = w.messages[item.i]
     counts = WINDOW + (HANDOVER if p.has("14 end") else 0)
     return write(
@@ -279,7 +277,7 @@ def advance(w: World, p: Protocol, k: int) -> World:
     if one.allowance <= 0:
         return submit_end(w, k, frees_in(w, p))
     due, w = one.todo[0], with_worker(w, k, todo=one.todo[1:])
-    w = with_worker(w, k, i=due.i, number=0, attempt=due.attempt, outcome="")
+    w = with_worker(w, k, i=due.i, number=0, attempt=due.attempt, clock=0, late=False)
     if not one.suspect or not p.has("9 poison"):
         return prepare(w, p, k, due.i, due.fresh, due.handover + 1)
     if due.prepares >= POISON:
@@ -303,7 +301,7 @@ def submit(w: World, k: int, item: Item) -> World:
 def submit_end(w: World, k: int, park: int) -> World:
     """`Turn._end`."""
     end = Item("end", park=park, saw=earliest_due(w))
-    return submit(with_worker(w, k, at="ending", todo=(), i=-1, outcome=""), k, end)
+    return submit(with_worker(w, k, at="ending", todo=(), i=-1, number=0, attempt=0, clock=0, late=False), k, end)
 
 
 def frees_in(w: World, p: Protocol) -> int:
@@ -314,9 +312,7 @@ def frees_in(w: World, p: Protocol) -> int:
 
 def passed(w: World, p: Protocol, k: int, number: int) -> World:
     """The gate let it pass: `Turn._gate_and_hand_over` goes on."""
-    one = w.workers[k]
-    clock = one.clock if p.has("5 before") else 0
-    return with_worker(w, k, at="gated", number=number, allowance=one.allowance - 1, clock=clock)
+    return with_worker(w, k, at="gated", number=number, allowance=w.workers[k].allowance - 1)
 
 
 def stopped(w: World, p: Protocol, k: int, item: Item, over: bool) -> World:

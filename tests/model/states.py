@@ -106,7 +106,8 @@ class Worker(NamedTuple):
     """A worker process: its turn (`at` a step), and the items that wait for its registrar."""
 
     at: str = "idle"
-    frozen: bool = False
+    frozen: int = 0
+    """1: since this tick. 2: for longer; a freeze in which no time passes is none."""
     mine: bool = False
     """The mailbox still carries the fence of this turn."""
     suspect: bool = False

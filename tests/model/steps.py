@@ -12,8 +12,6 @@ from typing import NamedTuple
 from model import rules
 from model.rules import Protocol, locks
 from model.states import (
-    BEGIN,
-    CANCELLED,
     EXPIRED,
     FAILED,
     FAR,
@@ -71,12 +69,12 @@ def bad_luck(w: World) -> World:
 
 def worker_steps(w: World, p: Protocol, k: int) -> Iterator[Step]:
     one = w.workers[k]
-    if one.frozen or one.at in ("idle", "hung"):
+    if one.frozen or one.at == "idle":
         return
     yield from turn_steps(w, p, k)
     if one.queue:
         yield from registrar_steps(w, p, k)
-    if one.mine and w.box.lease == 0 and not locks(w, p).box:
+    if one.mine and one.at != "hung" and w.box.lease == 0 and not locks(w, p).box:
         yield Step(f"w{k} renews its lease", with_box(w, lease=LEASE))
 
 
@@ -98,6 +96,8 @@ def turn_steps(w: World, p: Protocol, k: int) -> Iterator[Step]:
 
 def look(w: World, p: Protocol, k: int) -> Step:
     """`Prepared.hand_over`: the last look at the clock. `late` says meanwhile that it was in time."""
+    if not p.has("5 before"):
+        w = with_worker(w, k, clock=0)
     one = w.workers[k]
     if rules.too_late(one) and p.has("5 look"):
         return Step(f"w{k} looks: too late to begin", rules.settle(w, p, k, "not begun"))
@@ -182,6 +182,8 @@ def write_group(w: World, p: Protocol, k: int, group: tuple[Item, ...]) -> tuple
     found = [rules.does(w, p, k, item) for item in group]
     turn = Pending(k, w.workers[k].mine, group)
     for item, did in zip(group, found, strict=True):
+        if did and item.kind == "gate" and rules.stops(w, item.i):
+            w = w._replace(bad="a gate passed what was paused or suppressed")
         w = rules.written(w, p, turn, item) if did else w
     return w, found
 
@@ -263,12 +265,12 @@ def provider_steps(w: World, p: Protocol) -> Iterator[Step]:
     """It takes the mail at once or later, or refuses; its answer arrives or is lost. A dead sender hears nothing."""
     for k, one in enumerate(w.workers):
         if one.at == "waiting":
-            yield Step(f"the provider takes m{one.i}", decided(take(w, one.i, one.late), k, "sent"))
+            yield Step(f"the provider takes m{one.i}", decided(take(w, p, one.i, one.late), k, "sent"))
             if w.faults:
                 yield from unlucky_answers(bad_luck(w), p, k)
     for orphan in w.orphans:
         rest = w._replace(orphans=tuple(other for other in w.orphans if other is not orphan))
-        yield Step(f"the provider takes m{orphan.i}, whose sender is dead", take(rest, orphan.i, orphan.late))
+        yield Step(f"the provider takes m{orphan.i}, whose sender is dead", take(rest, p, orphan.i, orphan.late))
         yield Step(f"the provider does not take m{orphan.i}, whose sender is dead", rest)
 
 
@@ -278,7 +280,7 @@ def unlucky_answers(w: World, p: Protocol, k: int) -> Iterator[Step]:
         yield Step(f"the provider refuses m{i}", decided(w, k, "retry"), False)
     if "drop" in p.faults:
         lost = ghost(w, i, cause=True)
-        yield Step(f"the provider takes m{i}, its answer is lost", decided(take(lost, i, late), k, "unknown"), False)
+        yield Step(f"the provider takes m{i}, its answer is lost", decided(take(lost, p, i, late), k, "unknown"), False)
         yield Step(f"the provider does not take m{i}, its answer is lost", decided(lost, k, "unknown"), False)
 
 
@@ -286,21 +288,18 @@ def decided(w: World, k: int, outcome: str) -> World:
     return with_worker(w, k, at="answered", outcome=outcome, ttl=0)
 
 
-def take(w: World, i: int, late: bool) -> World:
+def take(w: World, p: Protocol, i: int, late: bool) -> World:
     """The provider's own account, and with it the properties *never twice*, *never over* and *cancel true*."""
     m = w.messages[i]
     if m.promised:
         return w._replace(bad="the app was told cancelled, and it left")
     if late:
-        named = "twice" if m.taken > m.licences else "over" if _full(w) else w.named
+        named = "twice" if m.taken > m.licences else "over" if len(w.window) >= p.quota else w.named
         return ghost(w._replace(named=named), i, left=True)
-    bad = "twice" if m.taken > m.licences else w.bad
+    over = len(w.window) >= p.quota
+    bad = "taken twice" if m.taken > m.licences else "more than its quota in the window" if over else w.bad
     w = ghost(w._replace(bad=bad), i, taken=m.taken + 1, left=True)
     return w._replace(window=tuple(sorted((*w.window, WINDOW))))
-
-
-def _full(w: World) -> bool:
-    return bool(w.window)
 
 
 def _provider_must_decide(w: World) -> bool:
@@ -383,7 +382,7 @@ def faults(w: World, p: Protocol) -> Iterator[Step]:
         if "crash" in p.faults:
             yield Step(f"w{k} dies", crash(after, k), False)
         if "freeze" in p.faults and not one.frozen:
-            yield Step(f"w{k} freezes", with_worker(after, k, frozen=True), False)
+            yield Step(f"w{k} freezes", with_worker(after, k, frozen=1), False)
         if "hang" in p.faults and one.at == "gating" and not any(item.doubt for item in one.queue):
             rest = tuple(item for item in one.queue if item.kind != "gate")
             yield Step(f"w{k} hangs in preparation", with_worker(after, k, at="hung", queue=rest, i=-1), False)
@@ -400,8 +399,8 @@ def crash(w: World, k: int) -> World:
 
 def thaws(w: World) -> Iterator[Step]:
     for k, one in enumerate(w.workers):
-        if one.frozen:
-            yield Step(f"w{k} thaws", with_worker(w, k, frozen=False))
+        if one.frozen == 2:
+            yield Step(f"w{k} thaws", with_worker(w, k, frozen=0))
 
 
 # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -445,7 +444,4 @@ def _aged(one: Worker, p: Protocol) -> Worker:
     stands = one.frozen and not p.has("5 boottime")
     clocked = one.at in ("gating", "gated", "looked", "waiting", "answered")
     clock = min(OPEN, one.clock + 1) if clocked and not stands else one.clock
-    return one._replace(clock=clock, ttl=down(one.ttl))
-
-
-__all__ = ["BEGIN", "CANCELLED", "Step", "steps"]
+    return one._replace(clock=clock, ttl=down(one.ttl), frozen=2 if one.frozen else 0)

@@ -21,8 +21,10 @@ ROOTS = {
 CELERYS_TIMING = {"countdown", "eta", "rate_limit", "autoretry_for", "default_retry_delay", "retry_backoff"}
 # What `pip install outtray` brings without an extra.
 LIGHT = {"sqlalchemy", "psycopg", "psycopg_pool", "redis", "pydantic", "pydantic_core", "pydantic_settings",
-         "cryptography", "alembic"}  # fmt: skip
-HEAVY = {"celery", "kombu", "typer", "rich", "aiosmtplib", "uvloop", "flower", "tenacity", "structlog"}
+         "cryptography"}  # fmt: skip
+HEAVY = {"alembic", "celery", "kombu", "typer", "rich", "aiosmtplib", "uvloop", "flower", "tenacity", "structlog"}
+# What comes with the extra `cli`: the commands, and the migrations that one of them runs.
+OF_THE_COMMAND_LINE = ("producer/outtray/cli/", "schema/outtray_schema/migrat")
 READS_THE_ENVIRONMENT = {
     "schema/outtray_schema/settings.py",
     "schema/outtray_schema/vault.py",
@@ -83,7 +85,7 @@ def _known_to(path: str) -> set[str]:
 
 def light_where_a_crm_installs_it(tree: ast.AST, path: str) -> Iterator[str]:
     """Schema and producer need nothing that is heavier than their dependencies; the command line is an extra."""
-    if not path.startswith(("schema/", "producer/")) or path.startswith("producer/outtray/cli/"):
+    if not path.startswith(("schema/", "producer/")) or path.startswith(OF_THE_COMMAND_LINE):
         return
     for line, module in imported(tree):
         top = module.partition(".")[0]

@@ -21,7 +21,7 @@ from psycopg.rows import dict_row
 CLAIM = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now, EXISTS (SELECT FROM outtray.switch) AS switches), free AS (
     SELECT m.id FROM outtray.mailbox m, t
-    WHERE m.id = ANY(%(ids)s) AND m.status = 'active' AND m.next_at <= t.now
+    WHERE m.id = ANY(%(ids)b::uuid[]) AND m.status = 'active' AND m.next_at <= t.now
       AND (m.turn_until IS NULL OR m.turn_until <= t.now)
       AND NOT (t.switches AND outtray.switched_off(m.app_id, m.provider))
     ORDER BY m.id FOR NO KEY UPDATE OF m)
@@ -40,7 +40,7 @@ RETURNING m.id, m.app_id, m.provider, m.provider_app, m.host, m.server, m.addres
 DUE = """
 SELECT m.mailbox_id, m.id, m.version, m.priority, m.due_at, m.attempt, m.prepares, m.handover, m.failing_since,
     m.give_up_after, m.recipients, m.external, m.size, m.rfc_message_id, t.now
-FROM (SELECT outtray.outtray_now() AS now) t, unnest(%(ids)s::uuid[]) AS box (id),
+FROM (SELECT outtray.outtray_now() AS now) t, unnest(%(ids)b::uuid[]) AS box (id),
     (VALUES (0::smallint), (1::smallint), (2::smallint)) AS p (priority), LATERAL (
     SELECT * FROM outtray.message m
     WHERE m.mailbox_id = box.id AND m.priority = p.priority AND m.state = 'queued' AND m.due_at <= t.now
@@ -109,8 +109,8 @@ async def claim(
     connection: AsyncConnection[Any], ids: Sequence[UUID], lease: timedelta, worker: str
 ) -> list[ClaimedMailbox]:
     """Claim the free and due ones of `ids`. If the answer is lost, the claim is left to its lease, never guessed."""
-    async with connection.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(CLAIM, {"ids": list(ids), "lease": lease, "worker": worker})
+    async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
+        await cursor.execute(CLAIM, {"ids": list(ids), "lease": lease, "worker": worker}, prepare=True)
         return [ClaimedMailbox(**row) for row in await cursor.fetchall()]
 
 

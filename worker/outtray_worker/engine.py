@@ -41,6 +41,10 @@ HOST_PATIENCE = 0.25
 """Seconds that a round waits for places of a host that moves. It keeps the rounds behind it waiting too."""
 
 
+HOSTS_KEPT = 50_000
+"""Mailboxes whose host is remembered: some 10 MB at most."""
+
+
 class Engine:
     """Admits rounds and runs their turns. All methods but the constructor belong to its loop."""
 
@@ -49,6 +53,7 @@ class Engine:
         self._running: dict[UUID, str] = {}
         self._held: Counter[str] = Counter()
         self._moved: dict[str, float] = {}
+        self._seen_hosts: dict[UUID, str] = {}
         self._room = asyncio.Event()
         self._first_in_line = asyncio.Lock()
         self._turns: set[asyncio.Task[None]] = set()
@@ -62,6 +67,11 @@ class Engine:
     def free(self) -> int:
         """Turns that could begin now."""
         return 0 if self._process.draining else self._process.settings.engine_turns - len(self._running)
+
+    @property
+    def saturated(self) -> bool:
+        """The loop is late as it is. A few turns are always taken: a single slow step must not stop everything."""
+        return self._process.lag.too_late and len(self._running) >= A_FEW
 
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -85,21 +95,29 @@ class Engine:
         return begun
 
     async def _hosts(self, boxes: list[UUID]) -> Mapping[UUID, str]:
-        try:
-            async with self._process.pool.connection() as connection:
-                return await read_hosts(connection, boxes)
-        except psycopg.Error:
-            return {}  # the claim meets the same trouble, and says so
+        """Which host each mailbox talks to, as it was last seen: it seldom changes, and bounds turns, nothing else."""
+        unseen = [box for box in boxes if box not in self._seen_hosts]
+        if unseen:
+            if len(self._seen_hosts) > HOSTS_KEPT:
+                self._seen_hosts.clear()
+                unseen = boxes
+            with contextlib.suppress(psycopg.Error):  # the claim meets the same trouble, and says so
+                async with self._process.pool.connection() as connection:
+                    self._seen_hosts.update(await read_hosts(connection, unseen))
+        return self._seen_hosts
 
     async def _places(self, waiting: Sequence[UUID], hosts: Mapping[UUID, str]) -> set[UUID]:
         """Hold places for those that may begin. None: the engine drains, or their hosts have no place to give.
 
-        A full engine is waited for however long it takes: that is what stops fetching. A host that holds its share is
-        waited for while it moves; one that does not answer must not keep the others waiting.
+        A full engine, or a saturated one, is waited for however long it takes: that is what stops fetching. A host that
+        holds its share is waited for while it moves; one that does not answer must not keep the others waiting.
         """
         patience = Deadline.after(timedelta(seconds=HOST_PATIENCE))
         gathered = False
         while not self._process.draining:
+            if self.saturated:
+                await self._gather()
+                continue
             fitting = self._fitting(waiting, hosts)
             if len(fitting) >= min(len(waiting), A_FEW) or (fitting and gathered):
                 return self._hold(fitting, hosts)
@@ -143,8 +161,9 @@ class Engine:
         started: set[UUID] = set()
         try:
             async with self._process.pool.connection() as connection:
-                claimed = await claim(connection, sorted(boxes), self._process.settings.lease, self._process.name)
+                claimed = await claim(connection, list(boxes), self._process.settings.lease, self._process.name)
                 if claimed:
+                    self._seen_hosts.update((box.id, box.host) for box in claimed)
                     self._process.crash_point("claimed")
                     started = await self._start(connection, claimed)
         except psycopg.Error as error:

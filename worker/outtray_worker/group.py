@@ -27,7 +27,7 @@ from outtray_worker.quotas.budgets import Exceeded, lock_budgets
 
 LOCK = """
 SELECT m.id, m.turn_fence, m.status = 'active' AND m.turn_until > (SELECT outtray.outtray_now()) AS open
-FROM outtray.mailbox m WHERE m.id = ANY(%s) ORDER BY m.id FOR NO KEY UPDATE
+FROM outtray.mailbox m WHERE m.id = ANY(%b::uuid[]) ORDER BY m.id FOR NO KEY UPDATE
 """
 
 # `gated`: the live message, and everything that may have changed since the turn read it. The wait that follows a
@@ -209,7 +209,7 @@ async def write_group(connection: AsyncConnection[Any], items: Sequence[Item]) -
 async def _lock(connection: AsyncConnection[Any], mailboxes: set[UUID]) -> dict[UUID, tuple[int, bool]]:
     if not mailboxes:
         return {}
-    cursor = await connection.execute(LOCK, [sorted(mailboxes)], prepare=True)
+    cursor = await connection.execute(LOCK, [list(mailboxes)], prepare=True, binary=True)
     return {row[0]: (row[1], row[2]) for row in await cursor.fetchall()}
 
 

@@ -37,6 +37,7 @@ from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline
 from outtray_worker.engine import Engine
 from outtray_worker.heartbeat import beat_for_ever
+from outtray_worker.lag import Lag
 from outtray_worker.lease import Leases
 from outtray_worker.metrics import Metrics
 from outtray_worker.pick import pick
@@ -108,10 +109,12 @@ class Process:
         self.pace = Pace(self.redis, settings)
         self.quotas = Quotas(self.pool)
         self.quarantine = Quarantine(settings.suspect_alone)
+        self.lag = Lag()
         self.engine = Engine(self)
         self._wake_now = asyncio.Event()
         self._loops = [
             self._vital(self.content.run(), "content"),
+            self._vital(self.lag.run(), "lag"),
             self._vital(self._publish_wakes(), "wakes"),
             self._vital(self._serve_without_broker(), "fallback"),
             self._vital(replay_for_ever(self), "replay"),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import psycopg
 import typer
 from psycopg import Connection
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow
 from redis.exceptions import RedisError
 from rich.markup import escape
@@ -22,14 +23,15 @@ from outtray.cli.queue_facts import read_processes, redis_client
 from outtray.cli.screen import count, duration, facts, out, print_json
 from outtray.cli.session import database, services
 from outtray.revision import newest_revision, revision
-from outtray_schema.errors import OuttrayError, SettingsError
+from outtray_schema.database import conninfo
+from outtray_schema.errors import OuttrayError, SettingsError, Unavailable
 from outtray_schema.settings import Settings
 from outtray_schema.vault import load_vault
 
 EXAMPLES = examples("outtray doctor", "outtray doctor --json")
 
-OLDEST_POSTGRES = 150000
-"""PostgreSQL 15: the oldest that the tests run against."""
+TESTED_POSTGRES = 180000
+"""PostgreSQL 18: what the tests run against."""
 
 SKEW = timedelta(seconds=2)
 """Between clocks; more than this and times in logs and on pages mislead. No decision compares two clocks."""
@@ -58,7 +60,7 @@ class Finding:
 def doctor(as_json: Json = False) -> None:
     """Check that everything is in order, and say what is not.
 
-    Settings, keys, database, Redis, clocks, processes, spool. Exit 1 if anything is in trouble; warnings are none.
+    Settings, keys, database, Redis, clocks, processes, spool. Exit 1 if anything is in trouble (2: a setting).
     """
     findings = list(_examine())
     if as_json:
@@ -66,7 +68,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         out.print(facts((_MARKS[each.grade] + f" {each.about}", _text(each)) for each in findings))
     if _in_trouble(findings):
-        raise typer.Exit(Exit.REFUSED)
+        raise typer.Exit(Exit.USAGE if findings[-1].about == "settings" else Exit.REFUSED)
 
 
 def _in_trouble(findings: list[Finding]) -> bool:
@@ -121,25 +123,36 @@ def _keys(settings: Settings) -> Iterator[Finding]:
 
 
 def _postgresql(settings: Settings) -> Iterator[Finding]:
-    with database(settings) as connection:
-        yield from _server(connection)
-        migrated = _migrated(connection)
-        yield migrated
-        if migrated.grade == "ok":
-            yield from _shift(connection)
-            yield from _processes(connection)
+    try:
+        with database(settings) as connection:
+            yield from _server(settings, connection)
+            migrated = _migrated(connection)
+            yield migrated
+            if migrated.grade == "ok":
+                yield from _shift(connection)
+                yield from _processes(connection)
+    except Unavailable:
+        cure = "look at OUTTRAY_DATABASE_URL, and at the server and its log"
+        yield Finding("postgresql", "trouble", f"{_place(settings)} does not answer", cure)
 
 
-def _server(connection: Connection[DictRow]) -> Iterator[Finding]:
+def _place(settings: Settings) -> str:
+    """Where the database should be; never with its user or password."""
+    parts = conninfo_to_dict(conninfo(settings))
+    port = f":{parts['port']}" if "port" in parts else ""
+    return f"{parts.get('host', 'localhost')}{port}/{parts.get('dbname', '')}"
+
+
+def _server(settings: Settings, connection: Connection[DictRow]) -> Iterator[Finding]:
     began = datetime.now(UTC)
     server = connection.execute(SERVER).fetchone() or {}
     between = began + (datetime.now(UTC) - began) / 2
-    if server["number"] < OLDEST_POSTGRES:
-        yield Finding(
-            "postgresql", "warning", f"version {server['version']}", "it is tested from version 15 on; upgrade it"
-        )
+    version, place = server["version"], _place(settings)
+    if server["number"] < TESTED_POSTGRES:
+        cure = "the tests run against PostgreSQL 18; an older one may lack something"
+        yield Finding("postgresql", "warning", f"{place} answers; version {version}", cure)
     else:
-        yield Finding("postgresql", "ok", f"answers; version {server['version']}")
+        yield Finding("postgresql", "ok", f"{place} answers; version {version}")
     yield _skew("postgresql's clock", server["now"] - between)
 
 

@@ -6,7 +6,6 @@ from outtray.cli.options import Json, examples
 from outtray.cli.screen import done, print_json
 from outtray.cli.session import database, services
 from outtray.revision import newest_revision, revision
-from outtray_schema import database as schema
 
 EXAMPLES = examples("outtray migrate", "outtray migrate --json")
 
@@ -16,10 +15,12 @@ def migrate(as_json: Json = False) -> None:
 
     Safe to run at any time, and from several places at once.
     """
+    from outtray_schema.migrate import migrate as bring_to_newest
+
     with services() as settings:
         with database(settings) as connection:
             before = revision(connection)
-        schema.migrate(settings)
+        bring_to_newest(settings)
     now = newest_revision()
     if as_json:
         print_json({"before": before, "now": now, "changed": before != now})

@@ -179,6 +179,8 @@ def _switch_line(found: QueueFacts, switch: dict[str, object]) -> str:
 
 def _process_line(found: QueueFacts) -> str:
     parts = []
+    if not any(process.alive for process in found.processes):
+        return "[red]none alive[/], so nothing leaves: outtray up"
     for role in ("worker", "dispatcher"):
         alive = found.alive(role)
         parts.append(count(alive, role) if alive else f"[red]no {role} alive[/]: outtray {role}")

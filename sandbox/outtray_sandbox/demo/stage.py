@@ -26,8 +26,9 @@ from outtray_sandbox.demo.cast import HOSTS, PLAYERS, Host, Player
 from outtray_sandbox.demo.crew import Crew
 from outtray_sandbox.services import Services
 from outtray_sandbox.smtp import SmtpServer
-from outtray_schema.database import conninfo, migrate
+from outtray_schema.database import conninfo
 from outtray_schema.keyfile import new_key_file
+from outtray_schema.migrate import migrate
 from outtray_schema.settings import Settings
 
 SHORTENED: Mapping[str, timedelta] = {
