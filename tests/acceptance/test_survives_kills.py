@@ -12,11 +12,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from acceptance.fleet import Fleet, environment
-from polling import eventually
 
+from acceptance.fleet import Fleet, environment
 from outtray import Message, Outtray
 from outtray_sandbox.smtp import SmtpServer
+from polling import eventually
 
 MAILBOXES = 50
 MESSAGES = 500

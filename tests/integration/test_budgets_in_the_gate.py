@@ -6,10 +6,9 @@ import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
-from world import World, gate, run, world
-
 from outtray_worker.group import write_group
 from outtray_worker.quotas.budgets import Spend
+from world import World, gate, run, world
 
 
 async def tenant(w: World, per_day: int, *boxes) -> object:

@@ -28,10 +28,10 @@ def test_of_520_due_exactly_500_leave_in_any_24_hours_and_20_wait_with_reason_an
     async def scene() -> None:
         async with inside(database.settings) as office:
             box = await office.mailbox({"messages": 500})
-            enqueue_many(office, box, 300)
+            enqueue_many(office, box, 310)
             await office.until_idle()
             await office.later(timedelta(hours=10))
-            enqueue_many(office, box, 220)
+            enqueue_many(office, box, 210)
             await office.until_idle()
             assert await office.states() == {"sent": 500, "queued": 20}
             first = (await office.w.rows("SELECT min(counted_at) AS first FROM outtray.message"))[0]["first"]
