@@ -9,8 +9,6 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import psycopg
 import pytest
 import redis as redis_client
 
+from databases import Database
 from outtray_sandbox.services import Services
 from outtray_schema.migrate import migrate
 from outtray_schema.settings import Settings, load_settings
@@ -73,22 +72,6 @@ def template(services: Services) -> str:
         connection.execute(f"CREATE DATABASE {TEMPLATE}")
     migrate(load_settings(database_url=services.postgres.url(TEMPLATE), redis_url=services.redis_url))
     return TEMPLATE
-
-
-@dataclass
-class Database:
-    """A migrated database of one test, and settings that lead to it."""
-
-    settings: Settings
-
-    def connect(self, **options: Any) -> psycopg.Connection[Any]:
-        """A new connection, autocommit unless told otherwise."""
-        return psycopg.connect(str(self.settings.database_url), **({"autocommit": True} | options))
-
-    def shift(self, by: timedelta) -> None:
-        """Move the database's clock."""
-        with self.connect() as connection:
-            connection.execute("UPDATE outtray.clock SET shift = shift + %s", [by])
 
 
 @pytest.fixture

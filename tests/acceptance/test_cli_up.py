@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from conftest import Database
+from databases import Database
 from outtray_sandbox.smtp import SmtpServer
 from outtray_sandbox.up import members
 from polling import eventually

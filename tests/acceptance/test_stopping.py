@@ -57,7 +57,8 @@ def test_after_a_kill_of_all_workers_every_mailbox_is_back_within_a_lease_and_a_
 
 
 def test_a_worker_frozen_before_its_gate_beyond_its_lease_begins_nothing_when_it_wakes(database, tmp_path):
-    with scene(database, tmp_path) as town:
+    # Patient in preparation, so that it is the gate that stops it.
+    with scene(database, tmp_path, prepare_limit="60s", command_timeout="60s") as town:
         (frozen,) = town.start()
         town.server.add_rule(stage="rcpt", late=1.0, times=1)
         town.enqueue(3)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from conftest import Database
+from databases import Database
 from outtray.cli.queue_facts import ROUNDS
 from outtray_schema.settings import load_settings
 from outtray_worker.celery import celery_app

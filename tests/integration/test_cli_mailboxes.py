@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine, command
-from conftest import Database
+from databases import Database
 from outtray_sandbox.smtp import SmtpServer
 
 PASSWORD = "canary-p4ss"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from conftest import Database
+from databases import Database
 
 
 @pytest.fixture

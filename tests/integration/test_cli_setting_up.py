@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from command_line import CommandLine
-from conftest import Database
+from databases import Database
 from outtray_sandbox.services import Services
 
 

@@ -272,7 +272,7 @@ def test_connections_that_the_server_closed_are_noticed_before_they_are_used(dat
         client.enqueue(hello())
         ask(
             database.settings,
-            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            """SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
                WHERE datname = current_database() AND application_name = 'outtray-producer'""",
         )
         assert client.enqueue(hello()).created

@@ -115,7 +115,7 @@ def test_a_page_that_was_opened_before_a_late_commit_is_finished_before_it(datab
 
 @pytest.mark.parametrize("round_", range(3))
 def test_random_interleavings_lose_nothing_double_nothing_and_keep_each_messages_order(database, client, seed, round_):
-    rng = random.Random(seed + round_)  # noqa: S311 - to be repeated by its seed
+    rng = random.Random(seed + round_)
     ids = [client.enqueue(hello()).id for _ in range(4)]
     found, cursor = drain(client)
     committed: dict[UUID, int] = dict.fromkeys(ids, 0)
@@ -165,7 +165,7 @@ def test_writers_in_threads_and_a_reader_beside_them_agree_at_the_end(database, 
     done = threading.Event()
 
     def write(seed):
-        rng = random.Random(seed)  # noqa: S311 - to be repeated by its seed
+        rng = random.Random(seed)
         with connect(database.settings) as session:
             for _ in range(60):
                 with session.transaction():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from conftest import Database
+from databases import Database
 from outtray.revision import newest_revision, revision
 from outtray_schema.database import MIGRATIONS
 

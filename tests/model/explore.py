@@ -21,9 +21,9 @@ class Scenario:
 
     name: str
     messages: tuple[Message, ...] = (Message(),)
-    faults: int = 2
+    faults: int = 1
     acts: int = 0
-    quota: int = 1
+    quota: int | None = None
     resend: bool = False
     killers: frozenset[int] = frozenset()
     fault_kinds: frozenset[str] = frozenset()
@@ -152,7 +152,7 @@ def broken_in(w: World, p: Protocol) -> str:
     for i, m in enumerate(w.messages):
         if m.told and not (m.state == SENT or (m.state in (CANCELLED, EXPIRED) and m.ids)):
             return f"m{i}'s ids are known, and it is not sent"
-        if m.state == QUEUED and m.due == 0 and forgotten(w, p):
+        if m.state == QUEUED and m.due == 0 and not m.held and forgotten(w, p):
             return f"m{i} is due and its mailbox is not armed, though no wake was lost"
     return ""
 
@@ -167,7 +167,7 @@ def forgotten(w: World, p: Protocol) -> bool:
 def unrest(w: World) -> str:
     """What is wrong with a state in which nothing happens any more."""
     for i, m in enumerate(w.messages):
-        waits = m.state in (NEW, UNKNOWN) or (m.state == QUEUED and m.expires and (w.box.paused or m.due))
+        waits = m.state in (NEW, UNKNOWN) or (m.state == QUEUED and m.expires and (w.box.paused or m.due or m.held))
         if m.state not in ENDED and not waits:
             return f"m{i} is stuck in {'the queue' if m.state == QUEUED else 'its handover'}"
         if m.state == UNKNOWN and not m.cause:

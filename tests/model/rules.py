@@ -73,6 +73,7 @@ SWITCHES = {
     "13 record": "an outcome that comes after its turn does not arm the mailbox",
     "13 resend": "what is sent again, by policy or decision, does not arm the mailbox",
     "13 resume": "a resumed mailbox is not armed",
+    "13 switch": "a resumed tag's mailboxes are not armed",
     "13 expire": "nobody expires messages but a turn",
     "14 end": "a handover counts from its beginning",
     "16 sweep": "nobody looks for lost wakes",
@@ -85,7 +86,7 @@ class Protocol:
     """The rules that stand, and the surroundings in which they are tried."""
 
     out: frozenset[str] = frozenset()
-    quota: int = 1
+    quota: int | None = 1
     resend: bool = False
     """The policy for unknown: send again, else hold."""
     killers: frozenset[int] = frozenset()
@@ -125,7 +126,7 @@ def claim(w: World, k: int) -> World:
     """`claim.CLAIM`: a new fence, so that no other turn carries the mailbox's any more."""
     if w.box.lease:
         w = w._replace(bad="a claim took a turn whose lease still runs")
-    dead = min(POISON, w.box.dead + (w.box.lease is not None))
+    dead = min(1, w.box.dead + (w.box.lease is not None))
     workers = tuple(one._replace(mine=False) for one in w.workers)
     w = forget_gates(with_box(w._replace(workers=workers), lease=LEASE, next_at=None, dead=dead), k)
     return with_worker(w, k, at="claimed", mine=True, suspect=dead > 0)
@@ -141,9 +142,9 @@ def read(w: World, p: Protocol, k: int) -> World:
     due = tuple(
         Read(i, True, m.handover, m.attempt, m.prepares)
         for i, m in enumerate(w.messages)
-        if m.state == QUEUED and m.due == 0 and m.expires
+        if m.state == QUEUED and m.due == 0 and m.expires and not m.held
     )
-    return with_worker(w, k, todo=due, allowance=p.quota - len(ledger(w)))
+    return with_worker(w, k, todo=due, allowance=len(due) if p.quota is None else p.quota - len(ledger(w)))
 
 
 # ── group.py ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -151,7 +152,7 @@ def read(w: World, p: Protocol, k: int) -> World:
 
 def stops(w: World, i: int) -> bool:
     """What pause and suppression say now."""
-    return w.box.paused or w.messages[i].suppressed
+    return w.box.paused or w.messages[i].suppressed or w.messages[i].held
 
 
 def open_for(w: World, p: Protocol, k: int) -> bool:
@@ -163,7 +164,8 @@ def open_for(w: World, p: Protocol, k: int) -> bool:
 def passes(w: World, p: Protocol, k: int, item: Item) -> bool:
     """`group.WRITE`, the conditions of `gated`."""
     m = w.messages[item.i]
-    if not open_for(w, p, k) or (m.suppressed and p.has("4 suppressed") and p.has("10 snapshot")) or item.seen:
+    listed = (m.suppressed and p.has("4 suppressed")) or (m.held and p.has("4 pause"))
+    if not open_for(w, p, k) or (listed and p.has("10 snapshot")) or item.seen:
         return False
     live = m.state == QUEUED and m.due == 0 and bool(m.expires) and not m.cancel_asked
     return (live or not p.has("4 live")) and (item.fresh or not (p.has("4 version") and p.has("4 live")))
@@ -172,7 +174,7 @@ def passes(w: World, p: Protocol, k: int, item: Item) -> bool:
 def gated(w: World, p: Protocol, k: int, item: Item, age: int = 0) -> World:
     """`group.WRITE`, what `gated` writes; `age` ticks ago if its COMMIT was on its way that long."""
     m = w.messages[item.i]
-    counts = WINDOW + (HANDOVER if p.has("14 end") else 0)
+    counts = 0 if p.quota is None else WINDOW + (HANDOVER if p.has("14 end") else 0)
     return write(
         w, item.i, state=OVER, attempt=m.attempt + 1, prepares=0, handover=m.handover + 1, gater=k,
         until=max(0, OPEN - age), counts=max(0, counts - age),
@@ -191,7 +193,7 @@ def recorded(w: World, p: Protocol, mine: bool, item: Item, age: int = 0) -> Wor
     """`group.WRITE`, what `recorded` writes, and `record._arming` through `group.MOVE`."""
     m = w.messages[item.i]
     if item.outcome == "sent":
-        counts = max(0, WINDOW - age) if p.has("14 end") else m.counts
+        counts = m.counts if p.quota is None or not p.has("14 end") else max(0, WINDOW - age)
         return write(w, item.i, state=SENT, counts=counts, ids=True, told=True)
     if item.outcome == "unknown":
         return write(w, item.i, state=UNKNOWN)
@@ -199,7 +201,7 @@ def recorded(w: World, p: Protocol, mine: bool, item: Item, age: int = 0) -> Wor
         return write(w, item.i, state=FAILED, counts=0)
     state = CANCELLED if m.cancel_asked else QUEUED
     attempt = m.attempt - (item.outcome == "not begun")
-    return arm_late(write(w, item.i, state=state, counts=0, attempt=attempt), p, mine)
+    return arm_late(write(w, item.i, state=state, counts=0, until=0, attempt=attempt), p, mine)
 
 
 def arm_late(w: World, p: Protocol, mine: bool) -> World:
@@ -250,7 +252,8 @@ def record_late(w: World, p: Protocol, item: Item) -> World:
         return write(w, item.i, ids=True, may_have_left=True, told=True)
     if m.handover > item.number and p.has("7 newer"):
         w = keep_in_usage(w, item.i)
-    return write(w, item.i, state=SENT, counts=0 if row else WINDOW, ids=True, told=True)
+    counts = 0 if row or p.quota is None else WINDOW
+    return write(w, item.i, state=SENT, counts=counts, ids=True, told=True)
 
 
 def _sorted(w: World, row: Usage, counts: int) -> tuple[Usage, ...]:
@@ -307,7 +310,7 @@ def submit_end(w: World, k: int, park: int) -> World:
 def frees_in(w: World, p: Protocol) -> int:
     """`ledger.FREES`: ticks until one more fits."""
     counts = ledger(w)
-    return counts[p.quota - 1] if len(counts) >= p.quota else 0
+    return counts[p.quota - 1] if p.quota is not None and len(counts) >= p.quota else 0
 
 
 def passed(w: World, p: Protocol, k: int, number: int) -> World:
@@ -341,7 +344,7 @@ def settle(w: World, p: Protocol, k: int, outcome: str) -> World:
 def end_dead_turn(w: World, p: Protocol) -> World:
     """`tend.END_DEAD_TURNS`."""
     next_at = not_before(least(w.box.next_at, 0), w.box.parked)
-    w = with_box(w, lease=None, dead=min(POISON, w.box.dead + 1), next_at=next_at)
+    w = with_box(w, lease=None, dead=1, next_at=next_at)
     for i, m in enumerate(w.messages):
         if m.state == OVER and not p.has("9 own time"):
             w = write(w, i, state=QUEUED)
@@ -365,7 +368,7 @@ def send_again(w: World, p: Protocol, i: int, licence: bool) -> World:
     if p.has("12 usage"):
         w = keep_in_usage(w, i)
     left = m.may_have_left or p.has("12 left")
-    w = write(w, i, state=QUEUED, due=0, counts=0, may_have_left=left, prepares=0, cancel_asked=False,
+    w = write(w, i, state=QUEUED, due=0, counts=0, until=0, may_have_left=left, prepares=0, cancel_asked=False,
               licences=m.licences + licence)  # fmt: skip
     return with_box(w, next_at=not_before(least(w.box.next_at, 0), w.box.parked)) if p.has("13 resend") else w
 
@@ -398,6 +401,12 @@ def resume(w: World, p: Protocol) -> World:
     """`mailboxes.resume`: active again, and armed in the same transaction."""
     w = with_box(w, paused=False)
     return arm(w, earliest_due(w)) if p.has("13 resume") else w
+
+
+def resume_tag(w: World, p: Protocol, i: int) -> World:
+    """`switches.resume` for a tag: what it held is armed in the same transaction."""
+    w = ghost(w, i, held=False)
+    return arm(w, earliest_due(w)) if p.has("13 switch") else w
 
 
 def dies(w: World, k: int) -> World:

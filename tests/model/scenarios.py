@@ -9,57 +9,55 @@ COMMITS = frozenset(("not written", "answer lost", "written late"))
 PROCESS = frozenset(("crash", "freeze"))
 PROVIDER = frozenset(("drop", "refuse"))
 ALL = COMMITS | PROCESS | PROVIDER
+TWO = (Message(), Message())
 
-ONE = Scenario(
-    "one message, somebody looks and decides", faults=2, acts=1,
-    fault_kinds=ALL, act_kinds=frozenset(("look", "resend", "decide")),
-)  # fmt: skip
-CANCELLED = Scenario(
-    "one message, the app cancels, policy resend", faults=2, acts=1, resend=True,
-    fault_kinds=ALL, act_kinds=frozenset(("cancel",)),
-)  # fmt: skip
-STOPPED = Scenario(
-    "one message that expires, the app pauses, resumes, suppresses", (Message(expires=2),), faults=1, acts=2,
-    fault_kinds=ALL, act_kinds=frozenset(("pause", "suppress", "cancel")),
-)  # fmt: skip
-QUOTA = Scenario(
-    "two messages, quota one", (Message(), Message()), faults=1, quota=1, fault_kinds=ALL,
-)  # fmt: skip
-AGAIN = Scenario(
-    "two messages, quota one, policy resend", (Message(), Message()), faults=1, quota=1, resend=True,
-    fault_kinds=PROCESS | PROVIDER,
-)  # fmt: skip
-THIRD = Scenario(
-    "two messages, quota two, policy resend", (Message(), Message()), faults=2, quota=2, resend=True,
-    fault_kinds=frozenset(("drop", "freeze")),
-)  # fmt: skip
-KILLER = Scenario(
-    "a message that kills its worker before another", (Message(), Message()), faults=0, quota=2,
-    killers=frozenset((0,)),
-)  # fmt: skip
-HUNG = Scenario(
-    "a turn that hangs", (Message(), Message()), faults=1, quota=2, fault_kinds=frozenset(("hang", "crash")),
-)  # fmt: skip
-WAKES = Scenario(
-    "wakes are lost, one behind a far one", (Message(NEW, due=FAR), Message(NEW)), faults=2,
-    fault_kinds=frozenset(("wake", "crash")),
-)  # fmt: skip
-LOST = Scenario("one message, one COMMIT gets no answer", faults=1, fault_kinds=COMMITS)
+LOST = Scenario("one message, one COMMIT gets no answer", fault_kinds=COMMITS)
 FROZEN = Scenario(
-    "one message, one freeze, somebody looks and decides", faults=1, acts=1,
-    fault_kinds=frozenset(("freeze",)), act_kinds=frozenset(("look",)),
-)  # fmt: skip
-HELD = Scenario(
-    "one message that expires, the app pauses and resumes", (Message(expires=2),), faults=0, acts=2,
-    act_kinds=frozenset(("pause",)),
+    "one message, one freeze, somebody looks and sends it again",
+    acts=1, fault_kinds=frozenset(("freeze",)), act_kinds=frozenset(("look",)),
 )  # fmt: skip
 RELAYED = Scenario(
-    "one message, two workers fail one after the other, somebody looks and decides", faults=2, acts=1,
-    fault_kinds=PROCESS, act_kinds=frozenset(("look",)),
+    "one message, two processes freeze or die, somebody looks and sends it again",
+    faults=2, acts=1, fault_kinds=PROCESS, act_kinds=frozenset(("look",)),
 )  # fmt: skip
+DECIDED = Scenario(
+    "one message, anything goes wrong once, somebody decides",
+    acts=1, fault_kinds=ALL, act_kinds=frozenset(("look", "resend", "decide")),
+)  # fmt: skip
+CANCELLED = Scenario(
+    "one message, sent again by policy, the app cancels",
+    acts=1, resend=True, fault_kinds=ALL, act_kinds=frozenset(("cancel",)),
+)  # fmt: skip
+STOPPED = Scenario(
+    "one message, the app pauses, resumes, suppresses, cancels",
+    acts=2, fault_kinds=ALL, act_kinds=frozenset(("pause", "suppress", "cancel")),
+)  # fmt: skip
+EXPIRING = Scenario(
+    "one message that expires, the app pauses and resumes", (Message(expires=2),),
+    acts=2, fault_kinds=PROCESS, act_kinds=frozenset(("pause",)),
+)  # fmt: skip
+TAGGED = Scenario(
+    "two messages, the app pauses and resumes a tag", TWO, faults=0, acts=2, act_kinds=frozenset(("tag",)),
+)  # fmt: skip
+QUOTA = Scenario("two messages, a quota of one", TWO, quota=1, fault_kinds=ALL)
 JOINED = Scenario(
-    "a second message comes in the turn of the first, quota one", (Message(), Message(NEW)), faults=1, quota=1,
-    fault_kinds=frozenset(("written late",)),
+    "a second message comes in the turn of the first, a quota of one", (Message(), Message(NEW)),
+    quota=1, fault_kinds=frozenset(("written late",)),
 )  # fmt: skip
-EVERY = (ONE, CANCELLED, STOPPED, QUOTA, AGAIN, THIRD, KILLER, HUNG, WAKES)
-SMALL = (LOST, FROZEN, HELD, RELAYED, JOINED)
+AGAIN = Scenario(
+    "two messages, a quota of one, sent again by policy", TWO, quota=1, resend=True, fault_kinds=PROCESS | PROVIDER,
+)  # fmt: skip
+THIRD = Scenario(
+    "two messages, a quota of two, sent again by policy", TWO, quota=2, resend=True, fault_kinds=PROCESS,
+)  # fmt: skip
+KILLER = Scenario("a message that kills its worker, before another", TWO, faults=0, killers=frozenset((0,)))
+HUNG = Scenario("two messages, a turn hangs or its process dies", TWO, fault_kinds=frozenset(("hang", "crash")))
+WAKES = Scenario(
+    "two messages, one of them far, wakes are lost", (Message(NEW, due=FAR), Message(NEW)),
+    faults=2, fault_kinds=frozenset(("wake", "crash")),
+)  # fmt: skip
+
+EVERY = (
+    LOST, FROZEN, RELAYED, DECIDED, CANCELLED, STOPPED, EXPIRING, TAGGED, QUOTA, JOINED, AGAIN, THIRD, KILLER, HUNG,
+    WAKES,
+)  # fmt: skip

@@ -6,7 +6,7 @@ Time is ticks that are counted down and stop at nought, so that states an hour a
     BEGIN 2      the last tick in which the first byte that commits may be written
     HANDOVER 3   `handover_until`, from when on an open handover is unknown
     SETTLE 1     after it, what the provider has not taken it will not take
-    WINDOW 4     what stands for 24 hours
+    WINDOW 5     what stands for 24 hours
 
 Versions and fences are only ever compared with what somebody read, so the model keeps the answers to that question
 (`fresh`, `mine`) in place of numbers that rise for ever. Fields marked *ghost* exist for the properties alone: no rule
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-LEASE, BEGIN, HANDOVER, SETTLE, WINDOW = 1, 2, 3, 1, 4
+LEASE, BEGIN, HANDOVER, SETTLE, WINDOW = 1, 2, 3, 1, 5
 OPEN = HANDOVER + SETTLE
 """Ticks from a gate until its handover is settled; `until` and `clock` count along it."""
 
@@ -56,6 +56,8 @@ class Message(NamedTuple):
     may_have_left: bool = False
     cancel_asked: bool = False
     suppressed: bool = False
+    held: bool = False
+    """A switch on its tag is off."""
     expires: int = FAR
     ids: bool = False
     taken: int = 0
@@ -191,6 +193,8 @@ def ghost(w: World, i: int, **changes: object) -> World:
 def write(w: World, i: int, **changes: object) -> World:
     """Write a message's row: its version rises, so whoever read it before is no longer fresh."""
     workers = tuple(_stale(one, i) if one.todo or one.queue else one for one in w.workers)
+    if changes.get("state") in ENDED:  # what no rule asks of an ended message must not tell states apart
+        changes |= {"due": 0, "attempt": 0, "prepares": 0, "until": 0, "expires": FAR, "held": False, "cause": False}
     return ghost(w._replace(workers=workers), i, **changes)
 
 
@@ -202,7 +206,7 @@ def _stale(one: Worker, i: int) -> Worker:
 
 def earliest_due(w: World) -> int | None:
     """`outtray.earliest_due`."""
-    return min((m.due for m in w.messages if m.state == QUEUED), default=None)
+    return min((m.due for m in w.messages if m.state == QUEUED and not m.held), default=None)
 
 
 def not_before(at: int | None, bound: int) -> int | None:

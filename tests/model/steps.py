@@ -293,13 +293,13 @@ def take(w: World, p: Protocol, i: int, late: bool) -> World:
     m = w.messages[i]
     if m.promised:
         return w._replace(bad="the app was told cancelled, and it left")
+    over = p.quota is not None and len(w.window) >= p.quota
     if late:
-        named = "twice" if m.taken > m.licences else "over" if len(w.window) >= p.quota else w.named
+        named = "twice" if m.taken > m.licences else "over" if over else w.named
         return ghost(w._replace(named=named), i, left=True)
-    over = len(w.window) >= p.quota
     bad = "taken twice" if m.taken > m.licences else "more than its quota in the window" if over else w.bad
     w = ghost(w._replace(bad=bad), i, taken=m.taken + 1, left=True)
-    return w._replace(window=tuple(sorted((*w.window, WINDOW))))
+    return w if p.quota is None else w._replace(window=tuple(sorted((*w.window, WINDOW))))
 
 
 def _provider_must_decide(w: World) -> bool:
@@ -338,6 +338,10 @@ def acts(w: World, p: Protocol) -> Iterator[Step]:
         if w.box.paused:
             yield Step("the app resumes the mailbox", rules.resume(after, p), False)
     for i, m in enumerate(w.messages):
+        if "tag" in p.acts and m.held and not held.box:
+            yield Step(f"the app resumes m{i}'s tag", rules.resume_tag(after, p, i), False)
+        elif "tag" in p.acts and m.state == QUEUED:
+            yield Step(f"the app pauses m{i}'s tag", ghost(after, i, held=True), False)
         if "suppress" in p.acts:
             yield Step(f"the app suppresses m{i}'s recipient", ghost(after, i, suppressed=True), False)
         if i in held.messages:
@@ -431,11 +435,14 @@ def tick(w: World, p: Protocol) -> World:
 
 
 def renewed(w: World, p: Protocol) -> bool:
-    """`Leases.renew`: living processes renew the leases of their turns, a hung one's up to a bound."""
+    """`Leases.renew`: living processes renew the leases of their turns, a hung one's up to a bound.
+
+    Time passes only where a living registrar has nothing that it can write: what waits in its queue is blocked.
+    """
     if locks(w, p).box or not w.box.lease:
         return False
     return any(
-        one.mine and one.at != "idle" and not one.frozen and (one.at != "hung" or not p.has("9 cap"))
+        one.mine and one.at != "idle" and not one.queue and not one.frozen and (one.at != "hung" or not p.has("9 cap"))
         for one in w.workers
     )
 

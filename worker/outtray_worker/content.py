@@ -26,8 +26,11 @@ READ_CHUNK = "SELECT data FROM outtray.content_chunk WHERE message_id = %s AND n
 STREAMED = 3 * CHUNK
 """Bytes counted for a streamed message: the sealed piece, the opened one, and what the socket still holds."""
 
-GROUP = 64
-"""Contents read by one statement at most."""
+GROUP = 32
+"""Contents read by one statement at most: a few hundred KB, which come in a few turns of the event loop."""
+
+READERS = 4
+"""Statements under way at once. One alone bounded a worker at 600 to 2,000 messages/s (measured 2026-11)."""
 
 
 class ContentMissing(Exception):
@@ -104,12 +107,19 @@ class ContentReader:
             self._freed.set()
 
     async def run(self) -> None:
-        """Serve `load` in groups, for ever."""
+        """Serve `load` in groups, for ever: while one group's bytes arrive, the next is asked for."""
+        async with asyncio.TaskGroup() as readers:
+            for _ in range(READERS):
+                readers.create_task(self._serve_wanted())
+
+    async def _serve_wanted(self) -> None:
         while True:
             await self._more.wait()
             self._more.clear()
             while self._wanted:
                 group = [self._wanted.popleft() for _ in range(min(len(self._wanted), GROUP))]
+                if self._wanted:
+                    self._more.set()
                 await self._serve(group)
 
     async def _serve(self, group: list[tuple[DueMessage, int, asyncio.Future[Content]]]) -> None:

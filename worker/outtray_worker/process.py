@@ -32,7 +32,7 @@ from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault, load_vault
 from outtray_worker.accounts import open_account
 from outtray_worker.claim import ClaimedMailbox
-from outtray_worker.content import ContentReader
+from outtray_worker.content import READERS, ContentReader
 from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline
 from outtray_worker.engine import Engine
@@ -53,9 +53,6 @@ log = structlog.get_logger()
 
 POOL_SIZE = 4
 """Connections for claims and quotas; the registrar has one of its own."""
-
-CONTENT_CONNECTIONS = 2
-"""Connections for content alone: no crowd of claims may keep a message under way waiting for its bytes."""
 
 
 async def connect(settings: Settings, role: str) -> AsyncConnection[Any]:
@@ -99,7 +96,7 @@ class Process:
             client_name="outtray-engine",
         )
         self.pool = self._new_pool(POOL_SIZE)
-        self._content_pool = self._new_pool(CONTENT_CONNECTIONS)
+        self._content_pool = self._new_pool(READERS)  # no crowd of claims may keep a message under way waiting
         await self.pool.open()
         await self._content_pool.open()
         self.leases = Leases(settings.lease)
