@@ -13,7 +13,7 @@ endif
 unexport PYTHONPATH PYTHONHOME PIP_USER
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint bench-spine clean
+.PHONY: help demo test test-fast check lint model bench-spine clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -24,11 +24,11 @@ demo: $(STAMP) ## about a minute: real mail leaves, is paced, parked and explain
 	@$(BIN)/outtray demo
 
 test: $(STAMP) ## every test: with real PostgreSQL and Valkey, then with real processes under faults
-	@$(PYTEST) -q -n 2 --dist loadgroup tests/unit tests/contracts tests/integration
+	@$(PYTEST) -q -n 2 --dist loadgroup tests/unit tests/contracts tests/model tests/integration
 	@$(PYTEST) -q tests/acceptance
 
 test-fast: $(STAMP) ## the tests that need no patience, under 90 s
-	@$(PYTEST) -q -n 2 --dist loadgroup -m "not slow and not processes" tests/unit tests/contracts tests/integration
+	@$(PYTEST) -q -n 2 --dist loadgroup -m "not slow and not processes" tests/unit tests/contracts tests/model tests/integration
 
 check: lint test ## formatter, linter, types, every test
 
@@ -36,6 +36,9 @@ lint: $(STAMP) ## formatter, linter, types
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
+
+model: $(STAMP) ## the protocol's model, deeper (FAULTS=1 and ACTS=0 beyond the tests', STATES at most)
+	@PYTHONPATH=tests $(BIN)/python -m model --faults $(or $(FAULTS),1) --acts $(or $(ACTS),0) --states $(or $(STATES),2000000)
 
 bench-spine: $(STAMP) ## throughput, fairness, memory, within 25 minutes (QUICK=1: within 3)
 	@$(BIN)/python -m tests.bench.spine

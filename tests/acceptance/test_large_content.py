@@ -106,10 +106,11 @@ def sealed_chunks(vault: Vault, ids: list[UUID], block: bytes) -> Iterator[tuple
 
 def counting_worker(fleet: Fleet, folder: Path) -> psutil.Process:
     log = folder / "worker.log"
+    path = os.pathsep.join(filter(None, (str(ROOT / "tests"), fleet.env.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "acceptance.counting_worker", str(folder / "ledger"), str(MESSAGES)]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env={**fleet.env, "PYTHONPATH": str(ROOT / "tests")}, stdout=output, stderr=subprocess.STDOUT
+            command, env={**fleet.env, "PYTHONPATH": path}, stdout=output, stderr=subprocess.STDOUT
         )
     fleet.adopt("worker", process, log)
     return psutil.Process(process.pid)

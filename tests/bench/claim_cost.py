@@ -23,7 +23,7 @@ from tests.bench.stand import Stand
 
 from outtray_schema.database import conninfo
 from outtray_worker.claim import claim, read_due
-from outtray_worker.quotas import Quotas
+from outtray_worker.quotas.check import Quotas
 
 PER_MAILBOX = 10
 ROUND = 64

@@ -1,4 +1,4 @@
-"""Every state that can be reached, breadth first, and what must be true of each; the first bad one comes with its trace.
+"""Every state that can be reached, breadth first, and what must be true of each; a bad one comes with its trace.
 
 The order is that of `steps`: no seed, the same run each time.
 """

@@ -1,7 +1,7 @@
 """The protocol's rules, one function for each statement that is built; each names the code that it stands for.
 
-A rule can be taken out: `p.has("4 fence")` is false then, and what the rule prevents can happen. `SWITCHES` says of each
-what goes. The number is that of DESIGN's protocol.
+A rule can be taken out: `p.has("4 fence")` is false then, and what the rule prevents can happen. `SWITCHES` says of
+each what goes; the number is that of the protocol's rule.
 """
 
 from __future__ import annotations

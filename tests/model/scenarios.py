@@ -48,7 +48,7 @@ AGAIN = Scenario(
     "two messages, a quota of one, sent again by policy", TWO, quota=1, resend=True, fault_kinds=PROCESS | PROVIDER,
 )  # fmt: skip
 THIRD = Scenario(
-    "two messages, a quota of two, sent again by policy", TWO, quota=2, resend=True, fault_kinds=PROCESS,
+    "two messages, a quota of two, sent again by policy", TWO, quota=2, resend=True, fault_kinds=frozenset(("freeze",)),
 )  # fmt: skip
 KILLER = Scenario("a message that kills its worker, before another", TWO, faults=0, killers=frozenset((0,)))
 HUNG = Scenario("two messages, a turn hangs or its process dies", TWO, fault_kinds=frozenset(("hang", "crash")))

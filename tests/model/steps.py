@@ -29,6 +29,7 @@ from model.states import (
     Pending,
     Worker,
     World,
+    earliest_due,
     ghost,
     with_box,
     with_worker,
@@ -161,8 +162,8 @@ def commits(w: World, p: Protocol, k: int, group: tuple[Item, ...]) -> Iterator[
     if "answer lost" in p.faults and any(answers):
         yield Step(f"w{k}'s COMMIT of {names}: the answer is lost", doubt(bad_luck(done), p, k, len(group)), False)
     if "written late" in p.faults and w.pending is None and any(answers):
-        done = tuple(item for item, did in zip(group, answers, strict=True) if did)
-        waits = bad_luck(w)._replace(pending=Pending(k, w.workers[k].mine, done))
+        took = tuple(item for item, did in zip(group, answers, strict=True) if did)
+        waits = bad_luck(w)._replace(pending=Pending(k, w.workers[k].mine, took))
         yield Step(f"w{k}'s COMMIT of {names} is on its way", doubt(waits, p, k, len(group)), False)
 
 
@@ -212,7 +213,9 @@ def answer(w: World, p: Protocol, k: int, group: tuple[Item, ...], answers: list
 
 def answer_gate(w: World, p: Protocol, k: int, gate: Item, did: bool) -> World:
     """`Registrar._answer` and `_explain` for a gate."""
-    if did or (p.has("10 back") and p.has("10 again") and rules.read_back(w, p, k, gate)):
+    if did:
+        return rules.passed(w, p, k, w.messages[gate.i].handover)
+    if p.has("10 back") and p.has("10 again") and rules.read_back(w, p, k, gate):
         return rules.passed(w, p, k, gate.number)
     return rules.stopped(w, p, k, gate, over=not rules.open_for(w, p, k))
 
@@ -325,7 +328,7 @@ def dispatcher_steps(w: World, p: Protocol) -> Iterator[Step]:
         if rules.resendable(w, p, i) and not held.box:
             yield Step(f"the dispatcher sends m{i} again by policy", rules.send_again(w, p, i, True))
     if p.has("16 sweep") and not held.box and rules.asleep(w, p):
-        yield Step("the sweep finds the mailbox asleep", rules.arm(w, rules.earliest_due(w)))
+        yield Step("the sweep finds the mailbox asleep", rules.arm(w, earliest_due(w)))
 
 
 # ── the app ─────────────────────────────────────────────────────────────────────────────────────────────────────────

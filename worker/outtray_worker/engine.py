@@ -34,6 +34,10 @@ LOOK_AGAIN = 0.5
 A_FEW = 16
 """Mailboxes that are worth a claim of their own, which is six round trips however many it claims."""
 
+LATE_LOOP = 0.015
+LATE_GATE = 0.05
+"""Seconds of the event loop's lag, and of a gate's wait, from which on the engine is saturated."""
+
 GATHER = 0.02
 """Seconds for which freed places are gathered until there are a few."""
 
@@ -56,6 +60,8 @@ class Engine:
         self._seen_hosts: dict[UUID, str] = {}
         self._room = asyncio.Event()
         self._first_in_line = asyncio.Lock()
+        self.line = 0
+        """Rounds that wait for places. While there is one, the next may as well wait in the broker."""
         self._turns: set[asyncio.Task[None]] = set()
 
     @property
@@ -70,8 +76,13 @@ class Engine:
 
     @property
     def saturated(self) -> bool:
-        """The loop is late as it is. A few turns are always taken: a single slow step must not stop everything."""
-        return self._process.lag.too_late and len(self._running) >= A_FEW
+        """This process has as much to do as it can: its loop is late, or its gates wait long for their group commit.
+
+        More turns than that only make each of them slower, and what is taken in can no longer be picked fairly. A few
+        turns are always taken: one slow step must not stop everything.
+        """
+        late = self._process.lag.seconds > LATE_LOOP or self._process.registrar.wait > LATE_GATE
+        return late and len(self._running) >= A_FEW
 
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -84,15 +95,23 @@ class Engine:
         hosts = await self._hosts(waiting)
         begun = 0
         while waiting:
-            async with self._first_in_line:
-                waiting = [box for box in waiting if box not in self._running]
-                taken = await self._places(waiting, hosts)
+            waiting, taken = await self._in_line(waiting, hosts)
             if not taken:
                 await self._give_back(waiting)
                 break
             begun += await self._begin(taken)
             waiting = [box for box in waiting if box not in taken]
         return begun
+
+    async def _in_line(self, waiting: list[UUID], hosts: Mapping[UUID, str]) -> tuple[list[UUID], set[UUID]]:
+        """Wait for this round's turn, and for places. Answers with what still waits, and what of it may begin."""
+        self.line += 1
+        try:
+            async with self._first_in_line:
+                waiting = [box for box in waiting if box not in self._running]
+                return waiting, await self._places(waiting, hosts)
+        finally:
+            self.line -= 1
 
     async def _hosts(self, boxes: list[UUID]) -> Mapping[UUID, str]:
         """Which host each mailbox talks to, as it was last seen: it seldom changes, and bounds turns, nothing else."""

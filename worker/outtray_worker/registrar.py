@@ -22,7 +22,7 @@ import structlog
 from psycopg import AsyncConnection
 
 from outtray_schema.settings import Settings
-from outtray_worker.deadline import Deadline
+from outtray_worker.deadline import Deadline, boottime
 from outtray_worker.group import GroupAnswer, read_back, why_stopped, write_group
 from outtray_worker.items import Gate, Item, MailboxMove, Passed, Record, Refusal, Stopped
 from outtray_worker.late import record_late
@@ -49,6 +49,7 @@ class _Waiting:
     """Its last COMMIT got no answer: it may be written, and may yet be written late."""
     spool_at: Deadline | None = field(default=None)
     spooled: bool = False
+    since: float = field(default_factory=boottime)
 
 
 class Registrar:
@@ -63,6 +64,8 @@ class Registrar:
         self._more = asyncio.Event()
         self._connection: AsyncConnection[Any] | None = None
         self._closing = False
+        self._waited = 0.0
+        self._wrote_at = 0.0
         self.healthy = True
 
     # ── what turns ask ──────────────────────────────────────────────────────────────────────────────────────────
@@ -84,6 +87,13 @@ class Registrar:
         self._queue.append(_Waiting(item, answer, **waits))
         self._more.set()
         return answer
+
+    @property
+    def wait(self) -> float:
+        """Seconds that what is written now had to wait; 0 once nothing was written for a second."""
+        now = boottime()
+        lately = self._waited if now - self._wrote_at < 1.0 else 0.0
+        return max(lately, now - self._queue[0].since) if self._queue else lately
 
     @property
     def waiting(self) -> int:
@@ -136,6 +146,8 @@ class Registrar:
             await self._one_by_one(group, error)
         else:
             self.healthy = True
+            self._wrote_at = boottime()
+            self._waited = self._wrote_at - group[0].since
             await self._answer(group, answer)
 
     def _drop_late_gates(self, group: list[_Waiting]) -> list[_Waiting]:

@@ -8,14 +8,15 @@ import os
 import signal
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
 import redis.asyncio
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+from celery.worker.consumer import Tasks
 
 from outtray_schema.settings import Settings
 from outtray_worker.celery import celery_app
@@ -75,10 +76,29 @@ def worker_app(settings: Settings, thread: ProcessThread) -> Celery:
     def stopped(**_: Any) -> None:
         thread.drain()
 
+    app.steps["consumer"].add(_fetching_while(lambda: thread.process.engine.line == 0))
     worker_init.connect(started, weak=False)
     worker_shutting_down.connect(stopping, weak=False)
     worker_shutdown.connect(stopped, weak=False)
     return app
+
+
+def _fetching_while(wanted: Callable[[], bool]) -> type[bootsteps.StartStopStep]:
+    """A step of Celery's consumer: fetch no task unless `wanted()`. It is asked at each turn of Celery's loop.
+
+    A round that waits in a worker can no longer be overtaken, and eight of them would be seconds of work. Celery's own
+    `worker_disable_prefetch` does the same for busy threads (celery/worker/consumer/tasks.py, 5.7.0).
+    """
+
+    class FetchWhileWanted(bootsteps.StartStopStep):  # type: ignore[misc]
+        requires = (Tasks,)
+
+        def start(self, consumer: Any) -> None:
+            qos = consumer.task_consumer.channel.qos
+            can_consume = qos.can_consume
+            qos.can_consume = lambda: wanted() and can_consume()
+
+    return FetchWhileWanted
 
 
 def spare_the_collector() -> None:
