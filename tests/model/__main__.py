@@ -25,7 +25,7 @@ def main() -> int:
             acts=scenario.acts + (asked.acts if scenario.act_kinds else 0),
         )
         found = Search(deeper).run(asked.states)
-        cut = "" if found.states < asked.states else "  (cut: not whole)"
+        cut = "" if found.states < asked.states else "  (cut: not whole, and *never stuck* was not asked)"
         print(f"{found}{cut}", flush=True)
         broken += bool(found.broken)
     return int(broken > 0)
