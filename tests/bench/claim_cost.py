@@ -65,7 +65,7 @@ async def _time_claims(stand: Stand, boxes: list[UUID]) -> tuple[list[float], li
     # The connection is the worker's: its options prepare what is asked often, as there.
     connection: AsyncConnection[Any] = await AsyncConnection.connect(conninfo(stand.settings), autocommit=True)
     quotas = Quotas(connection)  # type: ignore[arg-type]
-    chance = random.Random(SEED)  # noqa: S311 (a repeatable choice, no secret)
+    chance = random.Random(SEED)
     taken: list[float] = []
     read: list[float] = []
     async with connection:

@@ -46,7 +46,8 @@ def _comparison(compared: Comparison) -> Iterator[str]:
     yield f"  ours      {_rate(compared.ours)} messages/s; {_cpu(compared.ours, OUR_ROLES)}"
     yield f"  baseline  {_rate(compared.theirs)} messages/s; {_cpu(compared.theirs, THEIR_ROLES)}  ({compared.best})"
     yield f"  sinks     {_cpu(compared.ours, SINKS)} in ours; {_cpu(compared.theirs, SINKS)} in the baseline's"
-    yield f"  enqueued  {Spread.of([run.enqueue_rate for run in compared.ours])} messages/s by our producer, in no rate above"
+    enqueued = Spread.of([run.enqueue_rate for run in compared.ours])
+    yield f"  enqueued  {enqueued} messages/s by our producer, in no rate above"
     tried = ", ".join(f"{setting}: {rate:.0f}/s" for setting, rate in compared.trials.items())
     yield f"  tried     {tried}"
 

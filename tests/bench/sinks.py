@@ -23,7 +23,7 @@ from outtray_schema.message import Message
 from outtray_schema.mime import freeze
 
 MARK = b"00000000-0000-7000-8000-000000000000"
-"""Stands in the baseline's letter where each message's own id goes: Message-IDs are what the SMTP ledger tells apart."""
+"""Stands in the baseline's letter where each message's id goes: the SMTP ledger tells mails apart by Message-ID."""
 
 
 def letter() -> bytes:

@@ -408,7 +408,7 @@ def test_programs_that_the_servers_user_cannot_reach_are_copied_once(folder, mon
     shutil.copytree(wheel.with_name(wheel.name + ".libs"), hidden / (wheel.name + ".libs"))
     valkey = hidden / "valkey-server"
     shutil.copy(place.binaries.valkey, valkey)
-    from outtray_sandbox.servers import place as module  # noqa: PLC0415
+    from outtray_sandbox.servers import place as module
 
     binaries = module.Binaries(hidden / wheel.name / "pginstall18" / "bin", valkey)
     monkeypatch.setattr(module, "_installed", lambda: binaries)

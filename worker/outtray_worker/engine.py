@@ -34,6 +34,10 @@ LOOK_AGAIN = 0.5
 A_FEW = 16
 """Mailboxes that are worth a claim of their own, which is six round trips however many it claims."""
 
+CLAIMS = 2
+"""Rounds that are admitted at once: one waits for PostgreSQL while the other's turns begin. More than that would fill
+the engine before it is seen to be saturated."""
+
 LATE_LOOP = 0.015
 LATE_GATE = 0.05
 """Seconds of the event loop's lag, and of a gate's wait, from which on the engine is saturated."""
@@ -60,8 +64,9 @@ class Engine:
         self._seen_hosts: dict[UUID, str] = {}
         self._room = asyncio.Event()
         self._first_in_line = asyncio.Lock()
+        self._claims = asyncio.Semaphore(CLAIMS)
         self.line = 0
-        """Rounds that wait for places. While there is one, the next may as well wait in the broker."""
+        """Rounds that are not admitted yet."""
         self._turns: set[asyncio.Task[None]] = set()
 
     @property
@@ -73,6 +78,11 @@ class Engine:
     def free(self) -> int:
         """Turns that could begin now."""
         return 0 if self._process.draining else self._process.settings.engine_turns - len(self._running)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether a further round could be admitted now; else it waits better in the broker, or in PostgreSQL."""
+        return self.line < CLAIMS
 
     @property
     def saturated(self) -> bool:
@@ -91,27 +101,26 @@ class Engine:
 
         What cannot be claimed is somebody else's or not due: duplicate, late and invented hints end here.
         """
-        waiting = list(dict.fromkeys(mailbox_ids))
+        self.line += 1
+        try:
+            async with self._claims:
+                return await self._admit(list(dict.fromkeys(mailbox_ids)))
+        finally:
+            self.line -= 1
+
+    async def _admit(self, waiting: list[UUID]) -> int:
         hosts = await self._hosts(waiting)
         begun = 0
         while waiting:
-            waiting, taken = await self._in_line(waiting, hosts)
+            async with self._first_in_line:
+                waiting = [box for box in waiting if box not in self._running]
+                taken = await self._places(waiting, hosts)
             if not taken:
                 await self._give_back(waiting)
                 break
             begun += await self._begin(taken)
             waiting = [box for box in waiting if box not in taken]
         return begun
-
-    async def _in_line(self, waiting: list[UUID], hosts: Mapping[UUID, str]) -> tuple[list[UUID], set[UUID]]:
-        """Wait for this round's turn, and for places. Answers with what still waits, and what of it may begin."""
-        self.line += 1
-        try:
-            async with self._first_in_line:
-                waiting = [box for box in waiting if box not in self._running]
-                return waiting, await self._places(waiting, hosts)
-        finally:
-            self.line -= 1
 
     async def _hosts(self, boxes: list[UUID]) -> Mapping[UUID, str]:
         """Which host each mailbox talks to, as it was last seen: it seldom changes, and bounds turns, nothing else."""

@@ -34,13 +34,12 @@ class Rounds:
             raise
 
     def waiting(self) -> int:
-        """Rounds in the queue that no worker has taken yet."""
+        """Rounds in the queue that no worker has taken yet. Declares the queue, should the broker not know it."""
         self._open()
         try:
-            declared = self._connection.default_channel.queue_declare(queue=QUEUE, passive=True)
-        except Exception as error:
-            if type(error).__name__ == "ChannelError":  # the broker does not know the queue yet: it is empty
-                return 0
+            # Not passive: kombu 5.7 asks EXISTS without the key prefix, and so finds no queue, however long it is.
+            declared = self._connection.default_channel.queue_declare(queue=QUEUE, durable=True, auto_delete=False)
+        except Exception:
             self.close()
             raise
         return int(declared.message_count)

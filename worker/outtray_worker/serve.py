@@ -76,7 +76,7 @@ def worker_app(settings: Settings, thread: ProcessThread) -> Celery:
     def stopped(**_: Any) -> None:
         thread.drain()
 
-    app.steps["consumer"].add(_fetching_while(lambda: thread.process.engine.line == 0))
+    app.steps["consumer"].add(_fetching_while(lambda: thread.process.engine.wants_more))
     worker_init.connect(started, weak=False)
     worker_shutting_down.connect(stopping, weak=False)
     worker_shutdown.connect(stopped, weak=False)
