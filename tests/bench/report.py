@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from tests.bench.measure import Run, Spread
@@ -105,7 +105,7 @@ def _ledgers(findings: Findings) -> Iterator[str]:
 
 def as_json(findings: Findings) -> str:
     """The same as JSON, with every single run in it."""
-    found = asdict(findings) | {
+    found = {field.name: getattr(findings, field.name) for field in fields(findings)} | {
         "comparisons": [_comparison_json(compared) for compared in findings.comparisons],
         "ledgers": [asdict(verdict) for verdict in findings.ledgers.verdicts],
     }
