@@ -27,7 +27,7 @@ from outtray_schema.settings import Settings
 from outtray_worker.deadline import Deadline
 from outtray_worker.pick import arm, pick
 from outtray_worker.process import Process
-from outtray_worker.providers import Account, Mail, Prepared, Session
+from outtray_worker.providers import Account, Draft, Finding, Mail, Prepared, Session, Trace
 from outtray_worker.providers.memory import Answer, MemoryProvider
 from outtray_worker.sweep import sweep
 from outtray_worker.tend import tend
@@ -188,6 +188,9 @@ class _ScriptedSession:
         prepared = await self.real.prepare(mail)
         return prepared if isinstance(prepared, Outcome) else _ScriptedPrepared(self, prepared)
 
+    async def find_evidence(self, trace: Trace) -> Finding:
+        return await self.real.find_evidence(trace)
+
     async def close(self) -> None:
         await self.real.close()
 
@@ -200,6 +203,10 @@ class _ScriptedPrepared:
     async def hand_over(self, begin_by: Deadline, answer_by: Deadline) -> Outcome:
         async with self.session.provider.handing_over(self.session.account.host):
             return await self.real.hand_over(begin_by, answer_by)
+
+    @property
+    def draft(self) -> Draft | None:
+        return self.real.draft
 
     async def abandon(self) -> None:
         await self.real.abandon()

@@ -83,4 +83,14 @@ class NotBegun:
     evidence: Evidence = field(default_factory=dict)
 
 
-Outcome = Sent | Retry | Parked | Held | Failed | Unknown | NotBegun
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """The message was only to become a draft, and is one now, for its person to send. No quota counts it."""
+
+    provider_id: str | None = None
+    rfc_message_id: str | None = None
+    conversation_id: str | None = None
+    evidence: Evidence = field(default_factory=dict)
+
+
+Outcome = Sent | Drafted | Retry | Parked | Held | Failed | Unknown | NotBegun

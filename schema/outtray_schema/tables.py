@@ -104,7 +104,18 @@ provider_app = Table(
     _must("provider", Text),
     _may("per_minute", Integer),
     _now("created_at"),
+    _may("app_id", Uuid, ForeignKey("outtray.app.id")),
+    _must("kind", Text, "'oauth'"),
+    _may("client_id", Text),
+    _may("tenant", Text),
+    _may("secret", LargeBinary),
+    _must("secret_version", Integer, "1"),
+    _must("status", Text, "'active'"),
+    _may("status_reason", Text),
+    _moment("status_at"),
     CheckConstraint("per_minute > 0"),
+    CheckConstraint("kind IN ('oauth', 'service_account', 'client_credentials')"),
+    CheckConstraint("status IN ('active', 'refused')"),
 )  # fmt: skip
 
 mailbox = Table(
@@ -134,9 +145,12 @@ mailbox = Table(
     _may("turn_worker", Text),
     _must("dead_turns", SmallInteger, "0"),
     _now("created_at"),
+    _must("scopes", ARRAY(Text), "'{}'"),
+    _may("on_unknown", Text),
     UniqueConstraint("app_id", "address_index"),
     CheckConstraint("status IN ('active', 'paused', 'reconnect', 'disabled')"),
     CheckConstraint("turn_until IS NULL OR turn_fence > 0"),
+    CheckConstraint("on_unknown IN ('hold', 'resend')"),
     _where("mailbox_due", "app_id", "next_at", where="next_at IS NOT NULL AND status = 'active'"),
     _where("mailbox_turn", "turn_until", where="turn_until IS NOT NULL"),
     postgresql_with={"fillfactor": 70},
@@ -178,7 +192,13 @@ message = Table(
     _must("tags", ARRAY(Text), "'{}'"),
     _now("created_at"),
     _moment("ended_at"),
-    CheckConstraint("state IN ('queued', 'handing_over', 'unknown', 'sent', 'failed', 'cancelled', 'expired')"),
+    _may("draft", JSONB),
+    _must("only_draft", Boolean, "false"),
+    _moment("look_at"),
+    _must("looks", SmallInteger, "0"),
+    CheckConstraint(
+        "state IN ('queued', 'handing_over', 'unknown', 'sent', 'drafted', 'failed', 'cancelled', 'expired')"
+    ),
     CheckConstraint("priority IN (0, 1, 2)"),
     CheckConstraint("attempt >= 0"),
     CheckConstraint("on_unknown IN ('hold', 'resend')"),
@@ -187,7 +207,7 @@ message = Table(
     CheckConstraint(
         "state <> 'handing_over' OR (handed_at IS NOT NULL AND handover_until IS NOT NULL AND handover > 0)"
     ),
-    CheckConstraint("(state IN ('sent', 'failed', 'cancelled', 'expired')) = (ended_at IS NOT NULL)"),
+    CheckConstraint("(state IN ('sent', 'drafted', 'failed', 'cancelled', 'expired')) = (ended_at IS NOT NULL)"),
     _where("message_idempotency", "app_id", "idempotency", where="idempotency IS NOT NULL", unique=True),
     _where("message_due", "mailbox_id", "priority", "due_at", where="state = 'queued' AND due_at IS NOT NULL"),
     _where("message_open", "handover_until", where="state IN ('handing_over', 'unknown')"),
@@ -198,9 +218,46 @@ message = Table(
     _where("message_expiry", "expires_at", where="state = 'queued' AND expires_at IS NOT NULL"),
     _where("message_attention", "app_id", "state", "id", where="state IN ('unknown', 'failed')"),
     Index("message_mailbox", "mailbox_id", "id"),
+    _where("message_look", "look_at", where="look_at IS NOT NULL"),
     postgresql_with={
         "fillfactor": 85, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_analyze_scale_factor": 0.02,
     },
+)  # fmt: skip
+
+token = Table(
+    "token", metadata,
+    Column("mailbox_id", Uuid, ForeignKey("outtray.mailbox.id", ondelete="CASCADE"), nullable=False),
+    _must("audience", Text, "''"),
+    _may("access", LargeBinary),
+    _must("version", Integer, "0"),
+    _moment("expires_at"),
+    _must("refreshing", Integer, "0"),
+    _moment("refreshing_until"),
+    PrimaryKeyConstraint("mailbox_id", "audience"),
+    postgresql_with={"fillfactor": 70},
+)  # fmt: skip
+
+consent = Table(
+    "consent", metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("mailbox_id", Uuid, ForeignKey("outtray.mailbox.id", ondelete="CASCADE"), nullable=False),
+    _now("at"),
+    _must("actor", Text),
+    _may("provider_app", Text),
+    _must("kind", Text),
+    _must("scopes", ARRAY(Text), "'{}'"),
+    CheckConstraint("kind IN ('connected', 'reconnected', 'disconnected', 'revoked')"),
+    Index("consent_mailbox", "mailbox_id"),
+)  # fmt: skip
+
+unknown_signal = Table(
+    "unknown_signal", metadata,
+    _must("provider", Text),
+    _must("signal", Text),
+    _must("times", BigInteger, "1"),
+    _now("first_at"),
+    _now("last_at"),
+    PrimaryKeyConstraint("provider", "signal"),
 )  # fmt: skip
 
 recipient = Table(

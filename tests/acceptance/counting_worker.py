@@ -75,6 +75,8 @@ class CountingPrepared:
             ledger.write(f"{taken.message_id} {taken.size} {taken.sha256}\n")
         return outcome
 
+    draft = None
+
     async def abandon(self) -> None:
         await self.real.abandon()
 

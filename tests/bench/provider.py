@@ -76,5 +76,7 @@ class HttpMail:
         except (TimeoutError, aiohttp.ClientError) as error:
             return Unknown(type(error).__name__)
 
+    draft = None
+
     async def abandon(self) -> None:
         """Nothing was begun."""

@@ -32,14 +32,14 @@ FROM free, t
 WHERE m.id = free.id AND m.status = 'active' AND m.next_at <= t.now
   AND (m.turn_until IS NULL OR m.turn_until <= t.now)
 RETURNING m.id, m.app_id, m.provider, m.provider_app, m.host, m.server, m.address, m.credentials, m.credentials_version,
-    m.plan, m.limits, m.turn_fence AS fence, m.dead_turns, m.parks,
+    m.scopes, m.plan, m.limits, m.turn_fence AS fence, m.dead_turns, m.parks,
     EXISTS (SELECT FROM outtray.mailbox_budget b WHERE b.mailbox_id = m.id) AS has_budgets
 """
 
 # Reads what each claimed mailbox has due, by priority and then by due time; locks nothing.
 DUE = """
 SELECT m.mailbox_id, m.id, m.version, m.priority, m.due_at, m.attempt, m.prepares, m.handover, m.failing_since,
-    m.give_up_after, m.recipients, m.external, m.size, m.rfc_message_id, t.now
+    m.give_up_after, m.recipients, m.external, m.size, m.rfc_message_id, m.draft, m.only_draft, t.now
 FROM (SELECT outtray.outtray_now() AS now) t, unnest(%(ids)b::uuid[]) AS box (id),
     (VALUES (0::smallint), (1::smallint), (2::smallint)) AS p (priority), LATERAL (
     SELECT * FROM outtray.message m
@@ -76,6 +76,7 @@ class ClaimedMailbox:
     address: bytes = field(repr=False)
     credentials: bytes | None = field(repr=False)
     credentials_version: int
+    scopes: Sequence[str]
     plan: str
     limits: Mapping[str, Any]
     fence: int
@@ -102,6 +103,8 @@ class DueMessage:
     external: int
     size: int
     rfc_message_id: str
+    draft: Mapping[str, Any] | None
+    only_draft: bool
     now: datetime
 
 

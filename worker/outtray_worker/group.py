@@ -11,8 +11,8 @@ Every write names its handover by number, never by state alone: attempts can be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from operator import attrgetter
 from typing import Any
@@ -21,7 +21,6 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 
-from outtray_schema.outcome import Evidence
 from outtray_worker.items import Gate, Item, MailboxMove, Record, Refusal, Stopped
 from outtray_worker.quotas.budgets import Exceeded, lock_budgets
 
@@ -44,9 +43,11 @@ gated AS (
     UPDATE outtray.message m
     SET state = 'handing_over', version = m.version + 1, attempt = m.attempt + 1, prepares = 0,
         handover = m.handover + 1, handed_at = t.now, handover_until = t.now + g.within, handover_end = NULL,
-        handover_fence = g.fence, counted_at = t.now + g.within, reason = NULL
+        handover_fence = g.fence, counted_at = CASE WHEN NOT m.only_draft THEN t.now + g.within END, reason = NULL,
+        draft = coalesce(m.draft, g.draft)
     FROM unnest(%(gate_id)b::uuid[], %(gate_fence)b::bigint[], %(gate_version)b::int[], %(gate_provider)b::text[],
-                %(gate_within)b::interval[]) AS g (id, fence, version, provider, within), t
+                %(gate_within)b::interval[], %(gate_draft)b::jsonb[])
+         AS g (id, fence, version, provider, within, draft), t
     WHERE m.id = g.id AND m.state = 'queued' AND m.version = g.version AND m.due_at <= t.now
       AND (m.expires_at IS NULL OR m.expires_at > t.now) AND m.cancel_asked_at IS NULL
       AND NOT (t.switches AND (outtray.switched_off(m.app_id, g.provider) OR outtray.tag_paused(m.app_id, m.tags)))
@@ -59,12 +60,12 @@ recorded AS (
     SET state = CASE WHEN r.state = 'queued' AND m.cancel_asked_at IS NOT NULL THEN 'cancelled' ELSE r.state END,
         version = m.version + 1, attempt = m.attempt - (NOT r.spends)::int,
         due_at = coalesce(t.now + r.again, m.due_at),
-        failing_since = CASE WHEN r.spends AND r.state <> 'sent' THEN coalesce(m.failing_since, t.now)
+        failing_since = CASE WHEN r.spends AND r.state NOT IN ('sent', 'drafted') THEN coalesce(m.failing_since, t.now)
                         ELSE m.failing_since END,
         handover_end = CASE WHEN r.state <> 'unknown' THEN t.now END,
         counted_at = CASE r.state WHEN 'sent' THEN t.now WHEN 'unknown' THEN m.counted_at END,
-        ended_at = CASE WHEN r.state IN ('sent', 'failed') OR r.state = 'queued' AND m.cancel_asked_at IS NOT NULL
-                   THEN t.now END,
+        ended_at = CASE WHEN r.state IN ('sent', 'drafted', 'failed')
+                   OR r.state = 'queued' AND m.cancel_asked_at IS NOT NULL THEN t.now END,
         provider_id = coalesce(r.provider_id, m.provider_id),
         rfc_message_id = coalesce(r.rfc_message_id, m.rfc_message_id),
         conversation_id = coalesce(r.conversation_id, m.conversation_id), reason = r.reason, evidence = r.evidence
@@ -284,7 +285,7 @@ def _join(first: MailboxMove, second: MailboxMove) -> MailboxMove:
 
 GATE = {
     "gate_id": "message_id", "gate_fence": "fence", "gate_version": "version", "gate_provider": "provider",
-    "gate_within": "within",
+    "gate_within": "within", "gate_draft": "draft",
 }  # fmt: skip
 RECORD = {
     "rec_id": "message_id", "rec_handover": "handover", "rec_state": "state", "rec_spends": "spends",
@@ -309,13 +310,15 @@ def _columns(items: Sequence[Item], parameters: Mapping[str, str]) -> dict[str, 
     """The items as one array per column: what `unnest` takes."""
     columns = {name: list(map(attrgetter(field), items)) for name, field in parameters.items()}
     for name, field in parameters.items():
-        if field == "evidence":
-            columns[name] = list(map(_jsonb, columns[name]))
+        if field in AS_JSON:
+            columns[name] = [AS_JSON[field](value) if value else None for value in columns[name]]
     return columns
 
 
-def _jsonb(evidence: Evidence | None) -> Jsonb | None:
-    return Jsonb(dict(evidence)) if evidence else None
+AS_JSON: Mapping[str, Callable[[Any], Jsonb]] = {
+    "evidence": lambda evidence: Jsonb(dict(evidence)),
+    "draft": lambda draft: Jsonb({name: value for name, value in asdict(draft).items() if value is not None}),
+}
 
 
 async def read_back(connection: AsyncConnection[Any], gates: Sequence[Gate]) -> dict[UUID, int]:

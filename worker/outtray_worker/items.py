@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from outtray_schema.outcome import Evidence
+from outtray_worker.providers import Draft
 from outtray_worker.quotas.budgets import Spend
 
 
@@ -25,6 +26,8 @@ class Gate:
     """How long the handover may last: from the gate to `handover_until`."""
     spend: Spend | None = None
     """What to spend from the mailbox's shared budgets, if it has any."""
+    draft: Draft | None = None
+    """The draft that this gate binds, if none is bound yet (rule 6)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from outtray_schema.outcome import Failed, Held, NotBegun, Outcome, Parked, Retry, Sent, Unknown
+from outtray_schema.outcome import Drafted, Failed, Held, NotBegun, Outcome, Parked, Retry, Sent, Unknown
 from outtray_schema.settings import Settings
 from outtray_worker.backoff import mailbox_backoff, message_backoff
 from outtray_worker.claim import ClaimedMailbox, DueMessage
@@ -29,7 +29,7 @@ def record_of(attempt: Attempt, handover: int, outcome: Outcome) -> Record:
     outcome = give_up(attempt, outcome)
     ids = (
         (outcome.provider_id, outcome.rfc_message_id, outcome.conversation_id)
-        if isinstance(outcome, Sent)
+        if isinstance(outcome, (Sent, Drafted))
         else (None,) * 3
     )
     return Record(
@@ -38,9 +38,9 @@ def record_of(attempt: Attempt, handover: int, outcome: Outcome) -> Record:
         handover,
         kind=kind_of(outcome),
         state=state_after(outcome),
-        spends=isinstance(outcome, (Sent, Retry, Failed, Unknown)),
+        spends=isinstance(outcome, (Sent, Drafted, Retry, Failed, Unknown)),
         again=_again(attempt, outcome),
-        reason=None if isinstance(outcome, Sent) else outcome.reason,
+        reason=None if isinstance(outcome, (Sent, Drafted)) else outcome.reason,
         provider_id=ids[0],
         rfc_message_id=ids[1],
         conversation_id=ids[2],
@@ -97,7 +97,7 @@ def kind_of(outcome: Outcome) -> str:
 
 def state_after(outcome: Outcome) -> str:
     """The message's state once the outcome is written."""
-    if isinstance(outcome, (Sent, Failed, Unknown)):
+    if isinstance(outcome, (Sent, Drafted, Failed, Unknown)):
         return type(outcome).__name__.lower()
     return "queued"
 
@@ -134,7 +134,7 @@ def move_of(attempt: Attempt, outcome: Outcome) -> MailboxMove | None:
                 hold_reason=reason,
                 credentials_version=mailbox.credentials_version,
             )
-        case Sent() if mailbox.parks > 0:
+        case Sent() | Drafted() if mailbox.parks > 0:
             return MailboxMove(mailbox.id, mailbox.fence, resets=True)
         case _:
             return None

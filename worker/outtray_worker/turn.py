@@ -25,7 +25,7 @@ from outtray_worker.content import Content, ContentMissing
 from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed, Refusal, Stopped
 from outtray_worker.lease import Lease
-from outtray_worker.providers import Mail, Prepared, Session
+from outtray_worker.providers import Draft, Mail, Prepared, Session
 from outtray_worker.quotas.budgets import Spend
 from outtray_worker.quotas.tokens import Tokens
 from outtray_worker.record import Attempt, ends_turn, record_of, refusal_of
@@ -86,7 +86,7 @@ class Turn:
         for position, message in enumerate(self._messages):
             if self._over():
                 return None
-            limit = await self._process.quotas.binding(self._mailbox, self._allowance, message)
+            limit = await self._binding(message)
             rest = await self._over_quota(message, limit) if limit else await self._pace()
             if rest is not None:
                 return rest
@@ -99,6 +99,12 @@ class Turn:
 
     def _over(self) -> bool:
         return self._until.passed or self.lease.lost or self._process.draining
+
+    async def _binding(self, message: DueMessage) -> str | None:
+        """The limit that this message would break now. A draft for its person breaks none."""
+        if message.only_draft:
+            return None
+        return await self._process.quotas.binding(self._mailbox, self._allowance, message)
 
     # ── before a message ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -159,11 +165,12 @@ class Turn:
         # the gate writes as `handover_until` is later than `answer_by`, however long its answer takes (rule 5).
         begin_by = Deadline.after(settings.handover_begin)
         answer_by = Deadline(begin_by.at + settings.handover_answer.total_seconds())
-        passed = await self._process.registrar.gate(self._gate(attempt), begin_by)
+        passed = await self._process.registrar.gate(self._gate(attempt, prepared.draft), begin_by)
         if isinstance(passed, Stopped):
             await self._stop(attempt, prepared, passed)
             return not passed.turn_over
-        self._allowance.take(attempt.message)
+        if not attempt.message.only_draft:
+            self._allowance.take(attempt.message)
         self._read_ahead(following)
         self._process.crash_point("gated")
         outcome = await self._hand_over(prepared, begin_by, answer_by)
@@ -171,7 +178,7 @@ class Turn:
         self._settle(attempt, passed, outcome)
         return not ends_turn(outcome)
 
-    def _gate(self, attempt: Attempt) -> Gate:
+    def _gate(self, attempt: Attempt, draft: Draft | None) -> Gate:
         message, mailbox = attempt.message, self._mailbox
         spend = Spend(1, message.recipients, message.external) if mailbox.has_budgets else None
         return Gate(
@@ -183,6 +190,7 @@ class Turn:
             mailbox.provider,
             self._process.settings.handover_limit,
             spend,
+            draft,
         )
 
     async def _stop(self, attempt: Attempt, prepared: Prepared, stopped: Stopped) -> None:
@@ -214,7 +222,7 @@ class Turn:
             self._process.handing_over -= 1
 
     def _settle(self, attempt: Attempt, passed: Passed, outcome: Outcome) -> None:
-        if not isinstance(outcome, (Sent, Unknown)):  # definitely not accepted: it does not count
+        if not isinstance(outcome, (Sent, Unknown)) and not attempt.message.only_draft:  # not accepted: does not count
             self._allowance.give_back(attempt.message)
         if isinstance(outcome, NotBegun):
             self._tokens.give_back()
@@ -231,7 +239,7 @@ class Turn:
         try:
             async with asyncio.timeout(self._process.settings.prepare_limit.total_seconds()):
                 content = await self._content(message)
-                prepared = await self._session.prepare(_mail(message, content))
+                prepared = await self._session.prepare(_mail(message, content, self._mailbox.dead_turns > 0))
                 ready = None if isinstance(prepared, Outcome) else _Ready(content, prepared)
                 return ready or prepared  # type: ignore[return-value]
         except Exception as error:
@@ -294,7 +302,7 @@ class _Ready:
     mail: Prepared
 
 
-def _mail(message: DueMessage, content: Content) -> Mail:
+def _mail(message: DueMessage, content: Content, suspect: bool) -> Mail:
     return Mail(
         message.id,
         content.head.sender,
@@ -302,6 +310,10 @@ def _mail(message: DueMessage, content: Content) -> Mail:
         message.rfc_message_id,
         message.size,
         content.body,
+        bcc=tuple(address for role, address in content.head.recipients if role == "bcc"),
+        draft=Draft(**message.draft) if message.draft else None,
+        suspect=suspect,
+        only_draft=message.only_draft,
     )
 
 

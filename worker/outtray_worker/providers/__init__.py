@@ -1,35 +1,87 @@
 """What the queue knows of a provider. No provider knows the queue; the queue knows no provider's words.
 
     session = provider.open(account)          one per turn; nothing happens yet
-    prepared = await session.prepare(mail)    repeatable: connect, log in, upload; or an Outcome that ends the attempt
+    prepared = await session.prepare(mail)    repeatable: connect, log in, draft, upload; or an Outcome that ends it
     outcome = await prepared.hand_over(...)   the one call that can send the mail; nothing in it is ever re-sent
     await prepared.abandon()                  instead of hand_over, when the gate refused
+    finding = await session.find_evidence(…)  later, about a handover without an outcome: what the provider shows
     await session.close()
 
 `prepare` comes before the gate and bounds every await in it; `hand_over` comes after the gate and looks at its
 deadline right before the first byte that commits.
+
+Drafts (protocol, rule 6): where a provider has them, `prepare` makes one and shows it as `prepared.draft`; the gate
+binds it. From then on `mail.draft` names it, `prepare` makes no other, and every attempt sends that very draft.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from datetime import datetime
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from outtray_schema.outcome import Outcome
+from outtray_schema.outcome import Outcome, Sent
 from outtray_worker.deadline import Deadline
+
+
+class Tokens(Protocol):
+    """Access tokens of one mailbox, refreshed once for all workers. Both raise `NoToken`."""
+
+    async def access(self) -> str:
+        """A token that is valid now."""
+        ...
+
+    async def renewed(self, refused: str, claims: str | None = None) -> str:
+        """A newer token than `refused`, which the provider answered with 401; `claims` is its challenge, if any."""
+        ...
+
+
+class NoToken(Exception):
+    """There is no access token now; `outcome` says who must wait or act. Its text holds no secret."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(type(outcome).__name__)
+        self.outcome = outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A mailbox as its provider needs it. `credentials` is decrypted: it never leaves the process nor a repr."""
+    """A mailbox as its provider needs it. `credentials` is decrypted: it never leaves the process nor a repr.
+
+    `scopes` are what its owner granted, as the provider names them; `tokens` is None where a password logs in.
+    """
 
     mailbox_id: UUID
     host: str
     server: Mapping[str, Any]
-    address: str
+    address: str = field(repr=False)
     credentials: Mapping[str, Any] = field(repr=False)
+    scopes: frozenset[str] = frozenset()
+    tokens: Tokens | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A draft at its provider. `id` is what a handover sends; the others where the provider names them early."""
+
+    id: str
+    message_id: str | None = None
+    conversation_id: str | None = None
+    rfc_message_id: str | None = None
+
+
+Answering = Literal["reply", "reply_all", "forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The message of the mailbox that a mail answers or forwards, by the provider's own ids."""
+
+    answering: Answering
+    message_id: str | None
+    conversation_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +94,25 @@ class Mail:
     rfc_message_id: str
     size: int
     body: Callable[[], AsyncIterator[bytes]] = field(repr=False)
-    """The frozen MIME from its beginning, in pieces of at most 1 MiB; each call starts anew."""
+    """The frozen MIME from its beginning, in pieces of at most 1 MiB; each call starts anew. It has no Bcc."""
+    bcc: tuple[str, ...] = field(default=(), repr=False)
+    """Those of `recipients` whom nobody else may see."""
+    original: Original | None = None
+    draft: Draft | None = None
+    """The draft that an earlier gate bound: no other may be made."""
+    suspect: bool = False
+    """An earlier preparation may have left a draft that no gate bound: look for one by our key first."""
+    only_draft: bool = False
+    """Leave it as a draft for the person: `hand_over` answers `Drafted` and sends nothing."""
 
 
 class Prepared(Protocol):
     """A mail that lacks only its handover."""
+
+    @property
+    def draft(self) -> Draft | None:
+        """The draft that the gate shall bind; None where the provider has none."""
+        ...
 
     async def hand_over(self, begin_by: Deadline, answer_by: Deadline) -> Outcome:
         """Commit. Too late for `begin_by`: `NotBegun`, and not one byte that commits was written.
@@ -56,8 +122,37 @@ class Prepared(Protocol):
         ...
 
     async def abandon(self) -> None:
-        """Give the prepared mail up; nothing of it may ever be sent."""
+        """Give the prepared mail up; nothing of it may ever be sent. An unbound draft is deleted, a bound one stays."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What is known of a handover without an outcome: what to look for, and since when."""
+
+    message_id: UUID
+    rfc_message_id: str
+    handed_at: datetime
+    recipients: tuple[str, ...] = field(repr=False)
+    draft: Draft | None = None
+    conversation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look showed. Only `sent` proves something at any time; the others count as rule 11 says.
+
+    `sent`: the copy was found, with its ids. `still_draft`: the bound draft is a draft yet. `absent`: neither was
+    found where the provider itself files the copy. `nothing`: this look can prove nothing. `failed`: it could not
+    look; try again. `no_way`: with these scopes there is nothing to look at, ever.
+    """
+
+    kind: Literal["sent", "still_draft", "absent", "nothing", "failed", "no_way"]
+    looked: str
+    """Where and by what was looked, in plain words without addresses: for the journal and for people."""
+    sent: Sent | None = None
+    outcome: Outcome | None = None
+    """With `failed`: who has to wait or act (`Parked`, `Held`), where the provider said so."""
 
 
 class Session(Protocol):
@@ -65,11 +160,15 @@ class Session(Protocol):
 
     async def prepare(self, mail: Mail) -> Prepared | Outcome: ...
 
+    async def find_evidence(self, trace: Trace) -> Finding:
+        """Look whether that handover sent its mail. Never sends, never raises for what a provider answers."""
+        ...
+
     async def close(self) -> None: ...
 
 
 class Provider(Protocol):
-    """A family of accounts: `smtp`, `memory`, later Gmail and Graph."""
+    """A family of accounts: `smtp`, `gmail`, `microsoft`, `memory`."""
 
     name: str
 
@@ -84,6 +183,9 @@ class Shut:
 
     async def prepare(self, mail: Mail) -> Outcome:
         return self.outcome
+
+    async def find_evidence(self, trace: Trace) -> Finding:
+        return Finding("failed", "the mailbox could not be opened", outcome=self.outcome)
 
     async def close(self) -> None:
         return None

@@ -1,7 +1,8 @@
 """A provider inside the process, for tests: no network, every answer scriptable, and a ledger of what it took.
 
 It passes the same contract as the real ones and is no kinder: it reads the whole body in `prepare`, takes a mail only
-in `hand_over`, and can lose its answer, never answer, or refuse at either step.
+in `hand_over`, and can lose its answer, never answer, or refuse at either step. With `drafts` a mail becomes a draft
+first and a draft is consumed by its one send; `readable` says what can be looked up afterwards.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from outtray_schema.outcome import NotBegun, Outcome, Sent, Unknown
+from outtray_schema.outcome import Drafted, Failed, NotBegun, Outcome, Sent, Unknown
 from outtray_worker.deadline import Deadline
-from outtray_worker.providers import Account, Mail
+from outtray_worker.providers import Account, Draft, Finding, Mail, Trace
 
 Step = Literal["prepare", "hand_over"]
 
@@ -55,7 +56,12 @@ class MemoryProvider:
 
     name = "memory"
 
-    def __init__(self) -> None:
+    def __init__(self, drafts: bool = False, readable: bool = False) -> None:
+        self.drafts: dict[str, UUID] | None = {} if drafts else None
+        """The drafts that are drafts yet, by their ids."""
+        self.readable = readable
+        """Whether a look finds what was sent. It is found at once; `hidden` keeps it from being found."""
+        self.hidden: set[UUID] = set()
         self.accepted: list[Accepted] = []
         self.seen: Counter[str] = Counter()
         """How often `prepare`, `hand_over` (begun, not merely called) and `abandon` happened."""
@@ -102,24 +108,57 @@ class MemorySession:
             size,
             time.monotonic(),
         )
-        return MemoryPrepared(self._provider, accepted)
+        if self._provider.drafts is None:
+            return Failed("no drafts here") if mail.only_draft else MemoryPrepared(self._provider, accepted, None, mail)
+        return MemoryPrepared(self._provider, accepted, self._draft(self._provider.drafts, mail), mail)
+
+    def _draft(self, drafts: dict[str, UUID], mail: Mail) -> Draft:
+        if mail.draft is not None:
+            return mail.draft
+        left = next((each for each, of in drafts.items() if of == mail.message_id), None) if mail.suspect else None
+        if left is None:
+            self._provider.seen["draft"] += 1
+            left = f"draft-{self._provider.seen['draft']}"
+            drafts[left] = mail.message_id
+        return Draft(left, conversation_id=f"thread-{mail.message_id}")
+
+    async def find_evidence(self, trace: Trace) -> Finding:
+        self._provider.seen["look"] += 1
+        if not self._provider.readable:
+            return Finding("no_way", "nothing can be read here")
+        found = next((each for each in self._provider.accepted if each.message_id == trace.message_id), None)
+        if found and trace.message_id not in self._provider.hidden:
+            sent = Sent(f"memory-{trace.message_id}", found.rfc_message_id, evidence={"found": "by our key"})
+            return Finding("sent", "what was sent, by our key", sent)
+        if trace.draft and trace.draft.id in (self._provider.drafts or {}):
+            return Finding("still_draft", "the bound draft")
+        return Finding("nothing" if trace.draft else "absent", "what was sent, by our key")
 
     async def close(self) -> None:
         self._provider.seen["close"] += 1
 
 
 class MemoryPrepared:
-    def __init__(self, provider: MemoryProvider, accepted: Accepted) -> None:
+    def __init__(self, provider: MemoryProvider, accepted: Accepted, draft: Draft | None, mail: Mail) -> None:
         self._provider = provider
         self._accepted = accepted
+        self.draft = draft
+        self._bound = mail.draft is not None
+        self._only_draft = mail.only_draft
 
     async def hand_over(self, begin_by: Deadline, answer_by: Deadline) -> Outcome:
         if begin_by.passed:
             return NotBegun("the time to begin the handover had passed", evidence={"rule": "too-late"})
+        if self._only_draft and self.draft is not None:
+            return Drafted(self.draft.id, self._accepted.rfc_message_id, self.draft.conversation_id)
         self._provider.seen["hand_over"] += 1
+        if self.draft is not None and self.draft.id not in (self._provider.drafts or {}):
+            return Unknown("the draft is gone", evidence={"rule": "draft-gone"})
         answer = self._provider.next_answer("hand_over")
         if answer is None or answer.take:
             self._provider.accepted.append(self._accepted)
+            if self.draft is not None and self._provider.drafts is not None:
+                del self._provider.drafts[self.draft.id]
         if self._provider.during_handover:
             await self._provider.during_handover.wait()
         if answer is None:
@@ -136,3 +175,5 @@ class MemoryPrepared:
 
     async def abandon(self) -> None:
         self._provider.seen["abandon"] += 1
+        if self.draft is not None and not self._bound and self._provider.drafts is not None:
+            self._provider.drafts.pop(self.draft.id, None)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from outtray_schema.outcome import Held, NotBegun, Outcome
+from outtray_schema.outcome import Failed, Held, NotBegun, Outcome
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import Deadline, boottime
-from outtray_worker.providers import Account, Mail
+from outtray_worker.providers import Account, Finding, Mail, Trace
 from outtray_worker.providers.names import Names
 from outtray_worker.providers.smtp.auth import secrets_of
 from outtray_worker.providers.smtp.body import Body, ContentLost
@@ -103,6 +103,8 @@ class SmtpSession:
 
     async def prepare(self, mail: Mail) -> SmtpPrepared | Outcome:
         """Everything but the dot. Raises what the mail's own content raises, never what the network does."""
+        if mail.only_draft:
+            return Failed("SMTP keeps no drafts")
         return await self._bounded(lambda: self._prepare(mail))
 
     async def _prepare(self, mail: Mail) -> SmtpPrepared:
@@ -115,6 +117,10 @@ class SmtpSession:
         finally:
             await body.close()
         return SmtpPrepared(self, link, mail)
+
+    async def find_evidence(self, trace: Trace) -> Finding:
+        """SMTP shows nothing of what it took."""
+        return Finding("no_way", "SMTP cannot be asked what it took")
 
     async def check(self) -> Check | Outcome:
         return await self._bounded(self._check)
@@ -233,6 +239,10 @@ class SmtpPrepared:
         finally:
             if not link.usable:
                 self._session.drop()
+
+    @property
+    def draft(self) -> None:
+        """SMTP has none."""
 
     async def abandon(self) -> None:
         """Drop the connection: without the dot the server throws the body away (RFC 5321 4.1.1.10)."""
