@@ -78,6 +78,10 @@ def resume(door: Door, kind: Kind, target: str = "") -> Plan[bool]:
     affected = UUID(stored[:36]) if kind in ("app", "tag") else None
     yield from arm_all(affected, provider=stored if kind == "provider" else None)
     yield Commit()
+    if kind == "tag":  # a turn that ended meanwhile still saw the switch, and left its mailbox without a time
+        yield Begin()
+        yield from arm_all(affected)
+        yield Commit()
     return True
 
 

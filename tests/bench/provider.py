@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 import aiohttp
-from tests.bench.payload import payload
+from tests.bench.payload import CONTENT_TYPE
 
 from outtray_schema.outcome import NotBegun, Outcome, Sent, Unknown
 from outtray_worker.deadline import Deadline
@@ -46,7 +46,7 @@ class HttpSession:
 
     async def prepare(self, mail: Mail) -> HttpMail:
         body = b"".join([piece async for piece in mail.body()])
-        return HttpMail(self.http, str(self.account.server["url"]), str(mail.message_id), payload(body))
+        return HttpMail(self.http, str(self.account.server["url"]), str(mail.message_id), body)
 
     async def close(self) -> None:
         """The connections stay in the pool."""
@@ -64,7 +64,7 @@ class HttpMail:
     async def hand_over(self, begin_by: Deadline, answer_by: Deadline) -> Outcome:
         if begin_by.passed:
             return NotBegun("too late to begin")
-        headers = {"Content-Type": "application/json", "Authorization": "Bearer bench", "X-Message": self.key}
+        headers = {"Content-Type": CONTENT_TYPE, "Authorization": "Bearer bench", "X-Message": self.key}
         try:
             async with (
                 asyncio.timeout(answer_by.left()),

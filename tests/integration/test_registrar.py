@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 
 from outtray_worker.deadline import Deadline
+from outtray_worker.group import CALL
 from outtray_worker.items import MailboxMove, Passed, Record, Refusal, Stopped
 from outtray_worker.lease import Lease, Leases
 from outtray_worker.registrar import Registrar
@@ -31,7 +32,7 @@ SOON = timedelta(seconds=20)
 
 
 class Flaky:
-    """A connection whose next COMMITs go wrong as `troubles` says; everything else is the real session."""
+    """A connection whose next group writes go wrong as `troubles` says; everything else is the real session."""
 
     def __init__(self, real: Any, troubles: list[str]) -> None:
         self._real, self._troubles = real, troubles
@@ -39,18 +40,23 @@ class Flaky:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
-    async def commit(self) -> None:
-        trouble = self._troubles.pop(0) if self._troubles else "none"
+    async def execute(self, query: str, *parameters: Any, **options: Any) -> Any:
+        if query != CALL or not self._troubles:
+            return await self._real.execute(query, *parameters, **options)
+        trouble = self._troubles.pop(0)
         if trouble == "not written":
             await self._real.close()
-            raise psycopg.OperationalError("connection lost before the COMMIT arrived")
-        if trouble == "written late":
+            raise psycopg.OperationalError("connection lost before the call arrived")
+        if trouble == "written late":  # its locks are held, its COMMIT takes a while
+            await self._real.execute("BEGIN")
+            await self._real.execute(query, *parameters, **options)
             self._late = asyncio.create_task(self._commit_late())
             raise psycopg.OperationalError("connection lost, the COMMIT is still on its way")
-        await self._real.commit()
+        answer = await self._real.execute(query, *parameters, **options)
         if trouble == "answer lost":
             await self._real.close()
             raise psycopg.OperationalError("connection lost after the COMMIT")
+        return answer
 
     async def _commit_late(self) -> None:
         await asyncio.sleep(0.3)
@@ -70,9 +76,7 @@ async def registrar(
     async def connect() -> Any:
         if not reach():
             raise psycopg.OperationalError("no route to PostgreSQL")
-        real = await w.connect()
-        await real.set_autocommit(False)
-        return Flaky(real, left)
+        return Flaky(await w.connect(), left)
 
     settings = w.settings.model_copy(update={"spool_after": timedelta(0)})
     made = Registrar(settings, connect, Spool(tmp_path), Leases(settings.lease))
@@ -253,6 +257,24 @@ def test_a_late_refusal_of_an_old_handover_changes_nothing_but_the_journal(datab
             assert (await w.row("message", message.id))["state"] == "handing_over"
             kinds = await w.rows("SELECT kind FROM outtray.journal WHERE message_id = %s ORDER BY id", message.id)
             assert [entry["kind"] for entry in kinds] == ["gate", "retry", "gate", "late failed"]
+
+    run(scene())
+
+
+def test_a_late_answer_whose_own_commit_got_no_answer_is_told_once(database, tmp_path):
+    async def scene() -> None:
+        async with world(database.settings) as w, registrar(w, tmp_path) as r:
+            box_id = await self_armed(w)
+            box, message = await w.gate_one(box_id)
+            assert await r.record(Record(message.id, box_id, 1, "retry", "queued", True, again=timedelta(0)))
+            await w.db.execute(
+                "UPDATE outtray.message SET state = 'cancelled', ended_at = outtray.outtray_now() WHERE id = %s",
+                [message.id],
+            )
+            for _ in range(2):
+                await r.record(sent(message, box))
+            told = await w.rows("SELECT kind FROM outtray.event WHERE message_id = %s ORDER BY id", message.id)
+            assert [event["kind"] for event in told] == ["retry", "left_anyway"]
 
     run(scene())
 

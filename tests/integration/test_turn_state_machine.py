@@ -130,13 +130,8 @@ class Queue(RuleBasedStateMachine):
         self.tasks = [asyncio.ensure_future(each.run()) for each in self.registrars]
 
     def registrar(self, name: str) -> Registrar:
-        async def connect() -> AsyncConnection[Any]:
-            connection = await self.connect()
-            await connection.set_autocommit(False)
-            return connection
-
         own = self.database.settings
-        return Registrar(own, connect, Spool(Path(self.folder.name) / name), Leases(own.lease))
+        return Registrar(own, self.connect, Spool(Path(self.folder.name) / name), Leases(own.lease))
 
     async def connect(self) -> AsyncConnection[Any]:
         return await AsyncConnection.connect(conninfo(self.database.settings), autocommit=True)

@@ -156,13 +156,13 @@ def stops(w: World, i: int) -> bool:
 
 
 def open_for(w: World, p: Protocol, k: int) -> bool:
-    """`group.LOCK`: fence, status and lease, on the locked row."""
+    """`group.CALL`, its LOCK: fence, status and lease, on the locked row."""
     fenced = w.workers[k].mine and bool(w.box.lease)
     return (fenced or not p.has("4 fence")) and (not w.box.paused or not (p.has("4 pause") and p.has("10 snapshot")))
 
 
 def passes(w: World, p: Protocol, k: int, item: Item) -> bool:
-    """`group.WRITE`, the conditions of `gated`."""
+    """`group.CALL`, its WRITE, the conditions of `gated`."""
     m = w.messages[item.i]
     listed = (m.suppressed and p.has("4 suppressed")) or (m.held and p.has("4 pause"))
     if not open_for(w, p, k) or (listed and p.has("10 snapshot")) or item.seen:
@@ -172,7 +172,7 @@ def passes(w: World, p: Protocol, k: int, item: Item) -> bool:
 
 
 def gated(w: World, p: Protocol, k: int, item: Item, age: int = 0) -> World:
-    """`group.WRITE`, what `gated` writes; `age` ticks ago if its COMMIT was on its way that long."""
+    """`group.CALL`, its WRITE, what `gated` writes; `age` ticks ago if its COMMIT was on its way that long."""
     m = w.messages[item.i]
     counts = 0 if p.quota is None else WINDOW + (HANDOVER if p.has("14 end") else 0)
     return write(
@@ -182,7 +182,7 @@ def gated(w: World, p: Protocol, k: int, item: Item, age: int = 0) -> World:
 
 
 def takes(w: World, p: Protocol, item: Item) -> bool:
-    """`group.WRITE`, the conditions of `recorded`."""
+    """`group.CALL`, its WRITE, the conditions of `recorded`."""
     m = w.messages[item.i]
     if item.number != m.handover and p.has("7 number"):
         return False
@@ -190,7 +190,7 @@ def takes(w: World, p: Protocol, item: Item) -> bool:
 
 
 def recorded(w: World, p: Protocol, mine: bool, item: Item, age: int = 0) -> World:
-    """`group.WRITE`, what `recorded` writes, and `record._arming` through `group.MOVE`."""
+    """`group.CALL`, its WRITE, what `recorded` writes, and `record._arming` through `group.CALL`, its MOVE."""
     m = w.messages[item.i]
     if item.outcome == "sent":
         counts = m.counts if p.quota is None or not p.has("14 end") else max(0, WINDOW - age)
@@ -205,21 +205,21 @@ def recorded(w: World, p: Protocol, mine: bool, item: Item, age: int = 0) -> Wor
 
 
 def arm_late(w: World, p: Protocol, mine: bool) -> World:
-    """`group.MOVE` for an outcome whose turn is over (`late`)."""
+    """`group.CALL`, its MOVE for an outcome whose turn is over (`late`)."""
     if not p.has("13 record") or (mine and w.box.lease is not None):
         return w
     return with_box(w, next_at=not_before(least(w.box.next_at, earliest_due(w)), w.box.parked))
 
 
 def refused(w: World, item: Item) -> World:
-    """`group.WRITE`, what `refused` writes: a preparation counted, poison, a suppressed message."""
+    """`group.CALL`, its WRITE, what `refused` writes: a preparation counted, poison, a suppressed message."""
     if item.outcome == "preparing":
         return write(w, item.i, prepares=min(POISON, w.messages[item.i].prepares + 1))
     return write(w, item.i, state=CANCELLED if item.outcome == "cancelled" else FAILED)
 
 
 def ended(w: World, p: Protocol, mine: bool, item: Item) -> World:
-    """`group.MOVE` for the end of a turn."""
+    """`group.CALL`, its MOVE for the end of a turn."""
     due = least(w.box.next_at, earliest_due(w)) if p.has("8 least") else item.saw
     if not mine:
         return with_box(w, next_at=not_before(least(w.box.next_at, earliest_due(w)), w.box.parked))

@@ -46,6 +46,9 @@ UPDATE outtray.message SET version = version + 1, may_have_left = true,
 WHERE id = %(id)s
 """
 
+# Was this very answer noted before? Then the COMMIT of the first try had arrived, and only its answer was lost.
+NOTED = "SELECT FROM outtray.journal WHERE message_id = %s AND handover = %s AND kind = %s LIMIT 1"
+
 NOTE = """
 INSERT INTO outtray.journal (message_id, mailbox_id, kind, handover, detail)
 VALUES (%(id)s, %(mailbox_id)s, %(kind)s, %(handover)s, %(detail)s)
@@ -64,6 +67,10 @@ async def record_late(connection: AsyncConnection[Any], record: Record) -> bool:
         row = await cursor.fetchone()
     if row is None:
         return False
+    kind = f"late {record.kind}"
+    noted = await connection.execute(NOTED, [record.message_id, record.handover, kind])
+    if noted.rowcount:
+        return bool(row["state"] == record.state)
     if _already_written(row, record):
         return True
     taken = record.state == "sent" and row["state"] != "sent"
@@ -80,7 +87,7 @@ async def record_late(connection: AsyncConnection[Any], record: Record) -> bool:
         {
             "id": record.message_id,
             "mailbox_id": row["mailbox_id"],
-            "kind": f"late {record.kind}",
+            "kind": kind,
             "handover": record.handover,
             "detail": Jsonb(detail),
         },

@@ -48,6 +48,11 @@ class Leases:
     def remove(self, lease: Lease) -> None:
         self._held.discard(lease)
 
+    @property
+    def turns(self) -> int:
+        """How many turns run."""
+        return len(self._held)
+
     def next_renewal(self) -> float:
         """Seconds until the next renewal; at least a little, so that a loop around it always rests."""
         return max(0.01, self._next.left())

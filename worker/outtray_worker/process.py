@@ -131,9 +131,7 @@ class Process:
         )
 
     async def _registrar_connection(self) -> AsyncConnection[Any]:
-        connection = await connect(self.settings, "registrar")
-        await connection.set_autocommit(False)
-        return connection
+        return await connect(self.settings, "registrar")
 
     def _vital(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a loop that the process cannot do without: should it end by an error, so does the process.

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -21,7 +23,7 @@ from psycopg_pool import PoolTimeout
 from outtray_schema.errors import CannotOpen, UnknownKey
 from outtray_schema.outcome import Failed, NotBegun, Outcome, Parked, Retry, Sent, Unknown
 from outtray_worker.claim import ClaimedMailbox, DueMessage
-from outtray_worker.content import Content, ContentMissing
+from outtray_worker.content import AHEAD, Content, ContentMissing
 from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed, Refusal, Stopped
 from outtray_worker.lease import Lease
@@ -67,7 +69,8 @@ class Turn:
         self.lease = lease
         self._until = Deadline.after(process.settings.turn_length)
         self._unwritten: asyncio.Future[bool] | None = None
-        self._ahead: asyncio.Task[Content] | None = None
+        self._position = 0
+        self._ahead: deque[tuple[UUID, asyncio.Future[Content]]] = deque()
         self._rest: Rest | None = None
 
     async def run(self) -> bool:
@@ -84,6 +87,7 @@ class Turn:
 
     async def _deliver_all(self) -> Rest | None:
         for position, message in enumerate(self._messages):
+            self._position = position
             if self._over():
                 return None
             limit = await self._binding(message)
@@ -92,8 +96,7 @@ class Turn:
                 return rest
             if limit:
                 continue
-            following = self._messages[position + 1] if position + 1 < len(self._messages) else None
-            if not await self._deliver(message, following):
+            if not await self._deliver(message):
                 return self._rest
         return None
 
@@ -126,11 +129,11 @@ class Turn:
 
     # ── one message ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _deliver(self, message: DueMessage, following: DueMessage | None) -> bool:
+    async def _deliver(self, message: DueMessage) -> bool:
         """Deliver one message. False: nothing else of this mailbox can be handed over now."""
         if self._mailbox.dead_turns:
             return await self._deliver_suspect(message)
-        return await self._attempt_once(message, message.version, False, following)
+        return await self._attempt_once(message, message.version, False)
 
     async def _deliver_suspect(self, message: DueMessage) -> bool:
         """The last turn died: count this preparation durably before it begins (rule 9)."""
@@ -143,23 +146,21 @@ class Turn:
             counting = Refusal(message.id, self._mailbox.id, message.version, kind="preparing", counts=True)
             if not await self._process.registrar.record(counting):
                 return True
-            # Nothing is read ahead: what a suspect's reading did would be counted on the message before it.
-            return await self._attempt_once(message, message.version + 1, True, None)
+            return await self._attempt_once(message, message.version + 1, True)
 
-    async def _attempt_once(
-        self, message: DueMessage, version: int, counted: bool, following: DueMessage | None
-    ) -> bool:
+    async def _attempt_once(self, message: DueMessage, version: int, counted: bool) -> bool:
         attempt = self._attempt(message, version, counted)
         prepared = await self._prepare(message)
         if not isinstance(prepared, _Ready):
             self._write(refusal_of(attempt, prepared))
             return not ends_turn(prepared)
         try:
-            return await self._gate_and_hand_over(attempt, prepared.mail, following)
+            self._process.crash_point("prepared")
+            return await self._gate_and_hand_over(attempt, prepared.mail)
         finally:
             prepared.content.release()
 
-    async def _gate_and_hand_over(self, attempt: Attempt, prepared: Prepared, following: DueMessage | None) -> bool:
+    async def _gate_and_hand_over(self, attempt: Attempt, prepared: Prepared) -> bool:
         settings = self._process.settings
         # Both deadlines are computed before the gate is submitted, on a clock that runs on while we are frozen: what
         # the gate writes as `handover_until` is later than `answer_by`, however long its answer takes (rule 5).
@@ -171,7 +172,7 @@ class Turn:
             return not passed.turn_over
         if not attempt.message.only_draft:
             self._allowance.take(attempt.message)
-        self._read_ahead(following)
+        self._read_ahead(self._position + 1)
         self._process.crash_point("gated")
         outcome = await self._hand_over(prepared, begin_by, answer_by)
         self._process.crash_point("handed over")
@@ -249,17 +250,21 @@ class Turn:
                 content.release()
 
     async def _content(self, message: DueMessage) -> Content:
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            content = await ahead
-            if content.message_id == message.id:
-                return content
-            content.release()
+        self._read_ahead(self._position)
+        while self._ahead:
+            message_id, content = self._ahead.popleft()
+            if message_id == message.id:
+                return await content
+            _forget(content)
         return await self._process.content.load(message)
 
-    def _read_ahead(self, following: DueMessage | None) -> None:
-        if following is not None and self._ahead is None and self._process.content.has_room(following):
-            self._ahead = asyncio.ensure_future(self._process.content.load(following))
+    def _read_ahead(self, position: int) -> None:
+        """Ask for the next few messages' content, once none is left that was asked for.
+
+        With a suspect nothing is read ahead: what its reading did would be counted on the message before it.
+        """
+        if not self._ahead and not self._mailbox.dead_turns:
+            self._ahead.extend(self._process.content.ask_ahead(self._messages[position : position + AHEAD]))
 
     # ── after the messages ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -273,9 +278,8 @@ class Turn:
             self._unwritten = self._process.registrar.move(item)
 
     async def _close(self) -> None:
-        if self._ahead is not None:
-            with contextlib.suppress(Exception):
-                (await self._ahead).release()
+        for _, content in self._ahead:
+            _forget(content)
         self._tokens.return_unused()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(self._process.settings.connect_timeout.total_seconds()):
@@ -294,6 +298,12 @@ class Turn:
         if self._unwritten is not None:
             await self._unwritten
         return await ending
+
+
+def _forget(content: asyncio.Future[Content]) -> None:
+    """Give back what was read for nothing, or will be."""
+    if not content.cancel() and content.exception() is None:
+        content.result().release()
 
 
 @dataclass(frozen=True, slots=True)
