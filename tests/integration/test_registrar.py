@@ -274,7 +274,7 @@ def test_a_late_answer_whose_own_commit_got_no_answer_is_told_once(database, tmp
             for _ in range(2):
                 await r.record(sent(message, box))
             told = await w.rows("SELECT kind FROM outtray.event WHERE message_id = %s ORDER BY id", message.id)
-            assert [event["kind"] for event in told] == ["retry", "left_anyway"]
+            assert [event["kind"] for event in told] == ["queued", "left_anyway"]
 
     run(scene())
 
