@@ -7,9 +7,11 @@ from datetime import timedelta
 from uuid import uuid4
 
 from outtray_schema import wakes
+from outtray_worker.celery import celery_app
 from outtray_worker.items import MailboxMove, Record, Refusal
-from outtray_worker.pick import arm, pick, unpick
+from outtray_worker.pick import FEW, arm, pick, pick_few, unpick
 from outtray_worker.prune import prune
+from outtray_worker.rounds import EXPRESS, QUEUE, Rounds
 from outtray_worker.sweep import sweep
 from outtray_worker.tend import tend
 from world import HANDOVER, LEASE, World, gate, run, world
@@ -83,6 +85,46 @@ def test_an_app_with_many_due_mailboxes_does_not_push_another_back(database):
             assert lone in (await pick(w.db, 10, AGAIN))[:2]
 
     run(scene())
+
+
+def test_only_apps_with_few_due_mailboxes_overtake_and_the_longest_due_comes_first(database):
+    async def scene() -> None:
+        async with world(database.settings) as w:
+            now = await w.now()
+            for _ in range(FEW + 1):
+                await w.mailbox()
+            small = uuid4()
+            await w.db.execute("INSERT INTO outtray.app (id, name) VALUES (%s, 'small')", [small])
+            boxes = [await w.mailbox(app_id=small) for _ in range(3)]
+            for minutes, box in enumerate(boxes):
+                await w.db.execute(
+                    "UPDATE outtray.mailbox SET next_at = %s WHERE id = %s", [now - timedelta(minutes=minutes), box]
+                )
+            assert await pick_few(w.db, 64, AGAIN) == boxes[::-1]
+            assert await pick_few(w.db, 64, AGAIN) == [], "they are on their way"
+            assert len(await pick(w.db, 64, AGAIN)) == FEW + 1
+
+    run(scene())
+
+
+def test_a_round_of_small_apps_overtakes_all_that_wait_in_the_broker(database):
+    app = celery_app(database.settings, "dispatcher")
+    rounds = Rounds(app)
+    queued = [uuid4() for _ in range(4)]
+    for box in queued[:3]:
+        rounds.publish([box])
+    rounds.publish([queued[3]], EXPRESS)
+    assert rounds.waiting() == 4
+    with app.connection_for_read() as connection:
+        taken = []
+        simple = connection.SimpleQueue(app.amqp.queues[QUEUE])
+        for _ in queued:
+            message = simple.get(timeout=5)
+            message.ack()
+            taken.append((message.payload[0][0][0], message.payload[1]))
+    rounds.close()
+    overtaking = (str(queued[3]), {"express": True})
+    assert taken == [overtaking, *((str(box), {}) for box in queued[:3])]
 
 
 def test_a_round_that_never_began_is_published_again(database):

@@ -11,6 +11,7 @@ from inside import Scripted, inside
 from outtray_schema import bindings
 from outtray_schema.keyfile import new_keys
 from outtray_schema.vault import vault_of
+from outtray_worker.process import Process
 from polling import until
 from world import run
 
@@ -62,6 +63,40 @@ def test_a_round_returns_once_its_last_mailbox_is_admitted_and_no_sooner(databas
             assert await asyncio.wait_for(full, 10) == 3
             await office.process.engine.drain()
             assert len(office.accepted) == 3 and provider.most["slow"] == 2
+
+    run(scene())
+
+
+def test_an_express_round_waits_neither_in_the_line_nor_for_a_full_engine(database):
+    async def scene() -> None:
+        provider = Scripted()
+        provider.silent["slow"] = asyncio.Event()
+        async with inside(database.settings, provider, engine_turns=2, host_share=1.0) as office:
+            boxes = [await office.mailbox(host="slow") for _ in range(4)]
+            quick = await office.mailbox(host="quick")
+            for box in (*boxes, quick):
+                office.enqueue(box)
+            rounds = [asyncio.ensure_future(office.process.engine.admit([box])) for box in boxes]
+            await until(lambda: provider.most["slow"] == 2)
+            assert not office.process.engine.wants_more
+            assert await asyncio.wait_for(office.process.engine.admit([quick], express=True), 5) == 1
+            await until(lambda: len(office.accepted) == 1)
+            assert [taken.mailbox_id for taken in provider.accepted] == [quick]
+            provider.silent["slow"].set()
+            assert sum(await asyncio.gather(*rounds)) == 4
+            await office.process.engine.drain()
+
+    run(scene())
+
+
+def test_a_worker_that_is_stopped_as_soon_as_it_was_opened_ends(database):
+    """What is cancelled in the midst of a query can outlive it, and the process with it."""
+
+    async def scene() -> None:
+        for _ in range(5):
+            process = Process(database.settings, {"memory": Scripted()})
+            await process.open()
+            await asyncio.wait_for(process.close(), 10)
 
     run(scene())
 

@@ -11,7 +11,7 @@ from celery import Celery
 from kombu.entity import Queue
 
 from outtray_schema.settings import Settings
-from outtray_worker.rounds import QUEUE
+from outtray_worker.rounds import EXPRESS, ORDINARY, QUEUE
 
 
 def celery_app(settings: Settings, role: str) -> Celery:
@@ -52,7 +52,7 @@ def celery_app(settings: Settings, role: str) -> Celery:
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 10,
-            "priority_steps": [0],
+            "priority_steps": [EXPRESS, ORDINARY],
             "global_keyprefix": "outtray:q:",
             "client_name": f"outtray-{role}",
         },

@@ -27,9 +27,9 @@ from outtray_schema import wakes
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import boottime
 from outtray_worker.heartbeat import EVERY, beat, leave
-from outtray_worker.pick import arm, pick, unpick
+from outtray_worker.pick import arm, pick, pick_few, unpick
 from outtray_worker.prune import prune
-from outtray_worker.rounds import Rounds
+from outtray_worker.rounds import EXPRESS, ORDINARY, Rounds
 from outtray_worker.sweep import sweep
 from outtray_worker.tend import tend
 
@@ -119,10 +119,12 @@ class Dispatcher:
         self._due.clear()
         room = self._settings.round_backlog - await asyncio.to_thread(self._rounds.waiting)
         picked: list[UUID] = []
+        if room < self._settings.round_backlog:
+            await self._overtake(connection, room)
         if room > 0:
             size = self._settings.round_mailboxes
             picked = await pick(connection, room * size, self._settings.round_again)
-            await self._send(connection, picked)
+            await self._send(connection, picked, ORDINARY)
         if room <= 0:
             await self._rest(FULL_PAUSE)
         elif not picked:
@@ -131,11 +133,17 @@ class Dispatcher:
                     await self._due.wait()
         return 0.0
 
-    async def _send(self, connection: AsyncConnection[Any], picked: list[UUID]) -> None:
+    async def _overtake(self, connection: AsyncConnection[Any], room: int) -> None:
+        """While rounds wait, small apps are served by rounds that overtake them; at most as many again may wait."""
+        if room > -self._settings.round_backlog:
+            few = await pick_few(connection, self._settings.round_mailboxes, self._settings.round_again)
+            await self._send(connection, few, EXPRESS)
+
+    async def _send(self, connection: AsyncConnection[Any], picked: list[UUID], priority: int) -> None:
         size = self._settings.round_mailboxes
         for start in range(0, len(picked), size):
             try:
-                await asyncio.to_thread(self._rounds.publish, picked[start : start + size])
+                await asyncio.to_thread(self._rounds.publish, picked[start : start + size], priority)
             except Exception:
                 await unpick(connection, picked[start:])
                 raise

@@ -96,17 +96,27 @@ class Engine:
 
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def admit(self, mailbox_ids: Sequence[UUID]) -> int:
+    async def admit(self, mailbox_ids: Sequence[UUID], express: bool = False) -> int:
         """Claim the round's mailboxes and start their turns, as room allows. Returns how many turns began.
 
-        What cannot be claimed is somebody else's or not due: duplicate, late and invented hints end here.
+        What cannot be claimed is somebody else's or not due: duplicate, late and invented hints end here. An express
+        round waits neither in the line nor for a saturated engine.
         """
+        if express:
+            return await self._admit_express(list(dict.fromkeys(mailbox_ids)))
         self.line += 1
         try:
             async with self._claims:
                 return await self._admit(list(dict.fromkeys(mailbox_ids)))
         finally:
             self.line -= 1
+
+    async def _admit_express(self, boxes: list[UUID]) -> int:
+        hosts = await self._hosts(boxes)
+        fitting = self._fitting([box for box in boxes if box not in self._running], hosts, spare=A_FEW)
+        taken = self._hold(fitting, hosts) if not self._process.draining else set()
+        await self._give_back([box for box in boxes if box not in taken and box not in self._running])
+        return await self._begin(taken) if taken else 0
 
     async def _admit(self, waiting: list[UUID]) -> int:
         hosts = await self._hosts(waiting)
@@ -147,7 +157,8 @@ class Engine:
                 await self._gather()
                 continue
             fitting = self._fitting(waiting, hosts)
-            if len(fitting) >= min(len(waiting), A_FEW) or (fitting and gathered):
+            room_for_more = len(fitting) < self.free  # then it is their hosts that keep the others waiting
+            if len(fitting) >= min(len(waiting), A_FEW) or (fitting and (gathered or room_for_more)):
                 return self._hold(fitting, hosts)
             if not fitting and self.free and (patience.passed or not self._moving(waiting, hosts)):
                 break
@@ -155,13 +166,13 @@ class Engine:
             gathered = True
         return set()
 
-    def _fitting(self, waiting: Sequence[UUID], hosts: Mapping[UUID, str]) -> list[UUID]:
+    def _fitting(self, waiting: Sequence[UUID], hosts: Mapping[UUID, str], spare: int = 0) -> list[UUID]:
         share = max(1, int(self._process.settings.engine_turns * self._process.settings.host_share))
         held = self._held.copy()
         fitting: list[UUID] = []
         for box in waiting:
             host = hosts.get(box, "")
-            if len(fitting) < self.free and (not host or held[host] < share):
+            if len(fitting) < self.free + spare and (not host or held[host] < share):
                 held[host] += 1
                 fitting.append(box)
         return fitting

@@ -37,6 +37,31 @@ FROM locked, candidate c, t WHERE m.id = locked.id AND c.id = locked.id
 RETURNING m.id, c.place, c.next_at
 """
 
+# The due mailboxes of apps that have few of them, for rounds that overtake. Locks as PICK does.
+PICK_FEW = """
+WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now, EXISTS (SELECT FROM outtray.switch) AS switches),
+candidate AS MATERIALIZED (
+    SELECT unnest(box.ids) AS id
+    FROM outtray.app a, t, LATERAL (
+        SELECT array_agg(m.id) AS ids, count(*) AS due FROM (
+            SELECT m.id FROM outtray.mailbox m
+            WHERE m.app_id = a.id AND m.status = 'active' AND m.next_at <= t.now
+              AND (m.turn_until IS NULL OR m.turn_until <= t.now)
+              AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
+              AND NOT (t.switches AND outtray.switched_off(m.app_id, m.provider))
+            ORDER BY m.next_at LIMIT %(few)s + 1) AS m) AS box
+    WHERE box.due <= %(few)s LIMIT %(limit)s),
+locked AS (
+    SELECT m.id FROM outtray.mailbox m, t
+    WHERE m.id IN (SELECT id FROM candidate) AND m.status = 'active' AND m.next_at <= t.now
+      AND (m.turn_until IS NULL OR m.turn_until <= t.now) AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
+    ORDER BY m.id FOR NO KEY UPDATE OF m SKIP LOCKED)
+UPDATE outtray.mailbox m SET round_at = t.now FROM locked, t WHERE m.id = locked.id RETURNING m.id, m.next_at
+"""
+
+FEW = 8
+"""An app with no more due mailboxes than these is small: it waits for nobody's backlog."""
+
 # A round that could not be published is due again at once.
 UNPICK = """
 WITH box AS (SELECT id FROM outtray.mailbox WHERE id = ANY(%s) AND turn_until IS NULL ORDER BY id FOR NO KEY UPDATE)
@@ -60,6 +85,13 @@ async def pick(connection: AsyncConnection[Any], limit: int, again: timedelta) -
     cursor = await connection.execute(PICK, {"limit": limit, "again": again}, prepare=True)
     rows = await cursor.fetchall()
     return [row[0] for row in sorted(rows, key=lambda row: (row[1], row[2]))]
+
+
+async def pick_few(connection: AsyncConnection[Any], limit: int, again: timedelta) -> list[UUID]:
+    """Pick up to `limit` due mailboxes of the apps that have few, longest due first."""
+    cursor = await connection.execute(PICK_FEW, {"few": FEW, "limit": limit, "again": again}, prepare=True)
+    rows = await cursor.fetchall()
+    return [row[0] for row in sorted(rows, key=lambda row: row[1])]
 
 
 async def unpick(connection: AsyncConnection[Any], ids: list[UUID]) -> None:

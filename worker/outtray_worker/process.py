@@ -51,6 +51,9 @@ from outtray_worker.spool import Spool
 
 log = structlog.get_logger()
 
+CANCEL_AGAIN = 0.2
+"""Seconds after which a loop that did not end is cancelled once more."""
+
 POOL_SIZE = 4
 """Connections for claims and quotas; the registrar has one of its own."""
 
@@ -78,6 +81,7 @@ class Process:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.draining = False
         self.handing_over = 0
+        self._ending = False
         self.vault: Vault = load_vault(settings)
         self.metrics = Metrics()
         self.crash_point = crash_points(settings.crash_at)
@@ -141,7 +145,7 @@ class Process:
         task = asyncio.create_task(work, name=name)
 
         def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and task.exception() is not None:
+            if not self._ending and not task.cancelled() and task.exception() is not None:
                 log.critical("the process ends: a vital loop failed", loop=name, exc_info=task.exception())
                 os._exit(70)
 
@@ -156,12 +160,23 @@ class Process:
                 await self.engine.drain()
         self.registrar.close()
         await self._registrar_task
-        for task in self._loops:
-            task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._end_loops()
         await self.pool.close()
         await self._content_pool.close()
         await self.redis.aclose()
+
+    async def _end_loops(self) -> None:
+        """Cancel the loops until they have ended.
+
+        Once is not enough: what is cancelled in the midst of a query can get psycopg's `QueryCanceled` instead, and a
+        loop that outlives errors of PostgreSQL then goes on (psycopg 3.3; a worker did not end on SIGTERM, 2026-11).
+        """
+        self._ending = True
+        waiting = set(self._loops)
+        while waiting:
+            for task in waiting:
+                task.cancel()
+            _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN)
 
     # ── what turns ask ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,9 +253,9 @@ class ProcessThread:
         if self._trouble is not None:
             raise self._trouble
 
-    def admit(self, mailbox_ids: list[UUID]) -> int:
+    def admit(self, mailbox_ids: list[UUID], express: bool = False) -> int:
         """Block until the round's last mailbox is admitted."""
-        return int(self._call(self.process.engine.admit(mailbox_ids)))
+        return int(self._call(self.process.engine.admit(mailbox_ids, express)))
 
     def stop_taking(self) -> None:
         """From now on nothing new begins; rounds that wait for room return."""

@@ -1,6 +1,7 @@
 """Rounds: Celery tasks that each carry up to 64 mailbox ids and nothing else.
 
-The queue is bounded, so the backlog and any outage of the workers stay in PostgreSQL.
+The queue is bounded, so the backlog and any outage of the workers stay in PostgreSQL. It has two priorities: a round of
+small apps overtakes all that wait, in the broker and in the worker.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from celery import Celery
 QUEUE = "rounds"
 TASK = "outtray.round"
 
+EXPRESS, ORDINARY = 0, 1
+"""Priorities of Celery's Redis transport: the lowest number is taken first."""
+
 
 class Rounds:
     """Publishes rounds. Its methods block for at most the broker's socket timeouts: call them from a thread."""
@@ -23,18 +27,21 @@ class Rounds:
         self._connection: Any = None
         self._producer: Any = None
 
-    def publish(self, mailbox_ids: Sequence[UUID]) -> None:
+    def publish(self, mailbox_ids: Sequence[UUID], priority: int = ORDINARY) -> None:
         """Put one round into the queue. Raises what the broker raises; the caller takes the pick back."""
         self._open()
         try:
             ids = [str(mailbox_id) for mailbox_id in mailbox_ids]
-            self._app.send_task(TASK, args=[ids], queue=QUEUE, producer=self._producer, retry=False)
+            arguments = {"express": True} if priority == EXPRESS else {}
+            self._app.send_task(
+                TASK, args=[ids], kwargs=arguments, queue=QUEUE, producer=self._producer, retry=False, priority=priority
+            )
         except Exception:
             self.close()
             raise
 
     def waiting(self) -> int:
-        """Rounds in the queue that no worker has taken yet. Declares the queue, should the broker not know it."""
+        """Rounds of both kinds that no worker has taken yet. Declares the queue, should the broker not know it."""
         self._open()
         try:
             # Not passive: kombu 5.7 asks EXISTS without the key prefix, and so finds no queue, however long it is.

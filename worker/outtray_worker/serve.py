@@ -27,6 +27,9 @@ from outtray_worker.providers import Provider
 from outtray_worker.providers.smtp import SmtpProvider
 from outtray_worker.rounds import TASK, Rounds
 
+EXPRESS_FETCH = 0.05
+"""Seconds that a worker which wants no ordinary round waits for an overtaking one before it asks itself again."""
+
 THREADS = 8
 """Celery threads per worker process: each only waits until its round is admitted."""
 
@@ -63,8 +66,8 @@ def worker_app(settings: Settings, thread: ProcessThread) -> Celery:
     app = celery_app(settings, "worker")
 
     @app.task(name=TASK)  # type: ignore[untyped-decorator]
-    def take_round(mailbox_ids: list[str]) -> None:
-        thread.admit(_parsed(mailbox_ids))
+    def take_round(mailbox_ids: list[str], express: bool = False) -> None:
+        thread.admit(_parsed(mailbox_ids), express)
 
     def started(**_: Any) -> None:
         thread.start()
@@ -85,19 +88,27 @@ def worker_app(settings: Settings, thread: ProcessThread) -> Celery:
 
 
 def _fetching_while(wanted: Callable[[], bool]) -> type[bootsteps.StartStopStep]:
-    """A step of Celery's consumer: fetch no task unless `wanted()`. It is asked at each turn of Celery's loop.
+    """A step of Celery's consumer: unless `wanted()`, fetch only rounds that overtake. It is asked at each fetch.
 
-    A round that waits in a worker can no longer be overtaken, and eight of them would be seconds of work. Celery's own
-    `worker_disable_prefetch` does the same for busy threads (celery/worker/consumer/tasks.py, 5.7.0).
+    An ordinary round that waits in a worker can no longer be overtaken, and eight of them would be seconds of work.
+    A fetch is a BRPOP on the keys of the priorities that are looked at (kombu/transport/redis.py, 5.7.0); one that
+    looks for overtaking rounds alone ends soon, so that ordinary ones are not missed for longer than that.
     """
 
     class FetchWhileWanted(bootsteps.StartStopStep):  # type: ignore[misc]
         requires = (Tasks,)
 
         def start(self, consumer: Any) -> None:
-            qos = consumer.task_consumer.channel.qos
-            can_consume = qos.can_consume
-            qos.can_consume = lambda: wanted() and can_consume()
+            channel = consumer.task_consumer.channel
+            fetch, every = channel._brpop_start, channel.priority_steps
+
+            def fetch_wanted(timeout: float | None = None) -> None:
+                ordinary = wanted()
+                channel.priority_steps = every if ordinary else every[:1]
+                fetch(timeout if ordinary else EXPRESS_FETCH)
+                channel.priority_steps = every
+
+            channel._brpop_start = fetch_wanted
 
     return FetchWhileWanted
 
