@@ -17,13 +17,13 @@ from outtray.find import mailbox_id_of
 from outtray.plan import Plan, Row, Wake, rows
 from outtray_schema.errors import NotFound, Problem, Refused, WrongState
 
-CancelAnswer = Literal["cancelled", "handing_over", "may_have_left", "sent", "failed", "expired"]
+CancelAnswer = Literal["cancelled", "handing_over", "may_have_left", "sent", "drafted", "failed", "expired"]
 """What became of a request to cancel.
 
 - `cancelled`: it can no longer leave.
 - `handing_over`: it is with the provider just now and may leave; if it comes back, it is cancelled.
 - `may_have_left`: it will not be handed over again, but an earlier handover has no known outcome.
-- `sent`, `failed`, `expired`: it had ended before.
+- `sent`, `drafted`, `failed`, `expired`: it had ended before.
 """
 
 # Cancels what is still live, and remembers the wish where a handover is open or unknown. Locks the messages' rows;
@@ -142,6 +142,7 @@ def _answer(row: Row) -> CancelAnswer | None:
         "handing_over": "handing_over",
         "unknown": "may_have_left",
         "sent": "sent",
+        "drafted": "drafted",
         "failed": "failed",
         "expired": "expired",
     }

@@ -16,16 +16,17 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from outtray import apps, find, mailboxes, many, suppression
+from outtray import apps, find, mailboxes, many, oauth, oauth_apps, suppression
 from outtray import cancel as cancelling
 from outtray import events as outbox
 from outtray import explain as explaining
 from outtray import resolve as resolving
 from outtray import switches as switching
 from outtray.connections import Connections
-from outtray.door import Door
+from outtray.door import Door, MailboxName
 from outtray.embedded import embedded_services
 from outtray.enqueue import Accepted, enqueue, wakes_of
+from outtray.oauth_revoke import revoke_at_google
 from outtray.plan import Plan, Wakes, add_wakes, run
 from outtray.transaction import AfterCommit, Caller, Frames, Opened, open_caller
 from outtray.waiting import is_settled, pauses
@@ -124,6 +125,32 @@ class Mailboxes(_Part):
     set_default = _carried_out(mailboxes.set_default)
     import_usage = _carried_out(mailboxes.import_usage)
     explain = _carried_out(explaining.explain_mailbox)
+    add_google = _carried_out(oauth.add_google)
+    add_microsoft = _carried_out(oauth.add_microsoft)
+    add_delegated = _carried_out(oauth.add_delegated)
+    connect = _carried_out(oauth.connect)
+    disconnect = _carried_out(oauth.disconnect)
+    consents = _carried_out(oauth.consents)
+
+    def revoke(self, mailbox: MailboxName, *, force: bool = False) -> oauth.Disconnected:
+        """End a consent at Google itself, then erase its tokens here. Google ends all of the person's with the project.
+
+        Raises `WrongState` on any but the person's last connection, unless `force`, and where the provider has no
+        revocation; `Unavailable` if Google does not answer: then nothing was changed. Waits up to `token_timeout`.
+        """
+        found = self._runner.run(oauth.revocable(self._runner.door, mailbox, force))
+        revoke_at_google(self._runner.settings, found.refresh_token)
+        return self._runner.run(oauth.disconnect(self._runner.door, found.mailbox_id, "revoked"))
+
+
+class ProviderApps(_Part):
+    """`client.provider_apps`: the OAuth clients by which mailboxes log in."""
+
+    add = _carried_out(oauth_apps.add)
+    get = _carried_out(oauth_apps.get)
+    list = _carried_out(oauth_apps.list_all)
+    set_secret = _carried_out(oauth_apps.set_secret)
+    remove = _carried_out(oauth_apps.remove)
 
 
 class Apps(_Part):
@@ -155,6 +182,7 @@ class Outtray(_Part):
         self.settings = settings
         self.mailboxes = Mailboxes(self._runner)
         self.apps = Apps(self._runner)
+        self.provider_apps = ProviderApps(self._runner)
 
     def __enter__(self) -> Outtray:
         return self

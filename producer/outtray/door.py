@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -17,23 +17,17 @@ from uuid import UUID
 from outtray.plan import Plan, Row, rows
 from outtray_schema import bindings
 from outtray_schema.address import Address, normalise_address
+from outtray_schema.address import is_external as address_is_external
+from outtray_schema.consent import Guarantee, guarantee
 from outtray_schema.errors import NotFound, Problem
 from outtray_schema.message import Message
+from outtray_schema.mime import PROVIDER_SIZE
 from outtray_schema.plans import Limits, effective_limits
 from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault
 
 KEPT = 5.0
 """Seconds for which a mailbox's facts are believed."""
-
-MIB = 1024 * 1024
-PROVIDER_SIZE = {
-    # Gmail: maxSize of upload/messages/send in the discovery document (rev. 20261005).
-    "gmail": 36_700_160,
-    # Exchange Online: 150 MB is the most that an administrator can allow; the default is 35 MB (docs, 2026-11).
-    "microsoft": 150 * MIB,
-}
-"""Bytes of MIME that a provider takes at most. An SMTP server states its own in SIZE, seen when it is spoken to."""
 
 MailboxName = UUID | str | None
 """A mailbox by id, by address, or the app's default."""
@@ -44,7 +38,7 @@ FIND_APP = "SELECT a.id FROM outtray.app a WHERE a.name = %(name)s"
 # Reads mailboxes of one app by id, by address, and its default; locks nothing.
 FIND_MAILBOXES = """
 SELECT m.id, m.address, m.provider, m.plan, m.limits, m.server, m.status, m.status_reason,
-    m.id = a.default_mailbox_id AS is_default
+    m.id = a.default_mailbox_id AS is_default, m.scopes
 FROM outtray.app a JOIN outtray.mailbox m ON m.app_id = a.id
 WHERE a.id = %(app)s AND (m.id = ANY(%(ids)s::uuid[]) OR m.address_index = ANY(%(indexes)s::bytea[])
     OR %(default)s AND m.id = a.default_mailbox_id)
@@ -63,6 +57,8 @@ class MailboxFacts:
     status: str
     status_reason: str | None
     is_default: bool
+    grants: Guarantee
+    """What its owner's consent allows beside sending."""
 
     @property
     def senders(self) -> frozenset[str]:
@@ -148,7 +144,13 @@ class Door:
             status=row["status"],
             status_reason=row["status_reason"],
             is_default=bool(row["is_default"]),
+            grants=_grants(row["provider"], row["scopes"]),
         )
+
+
+def _grants(provider: str, scopes: Iterable[str]) -> Guarantee:
+    # The provider inside the process, for tests, asks nobody for consent.
+    return Guarantee(True, True, True, True) if provider == "memory" else guarantee(provider, scopes)
 
 
 def _is_named(box: MailboxFacts, name: MailboxName) -> bool:
@@ -169,7 +171,7 @@ def problems_of(message: Message, box: MailboxFacts | None) -> list[Problem]:
         return [Problem("mailbox", _no_such_mailbox(message.mailbox))]
     if box.status == "disabled":
         return [Problem("mailbox", f"is disabled ({box.status_reason}); connect it again or name another one")]
-    return [*_sender_problems(message, box), *_recipient_problems(message, box)]
+    return [*_sender_problems(message, box), *_recipient_problems(message, box), *_draft_problems(message, box)]
 
 
 def _no_such_mailbox(name: MailboxName) -> str:
@@ -194,6 +196,14 @@ def _recipient_problems(message: Message, box: MailboxFacts) -> list[Problem]:
     return [Problem("to", f"{count} recipients in to, cc and bcc; this mailbox's plan allows {most} per message")]
 
 
+def _draft_problems(message: Message, box: MailboxFacts) -> list[Problem]:
+    if message.mode != "draft" or box.grants.drafts:
+        return []
+    if box.provider == "smtp":
+        return [Problem("mode", "an SMTP mailbox has no drafts; connect it by its provider's API, or send")]
+    return [Problem("mode", "what this mailbox's owner granted allows no drafts; connect it again with more access")]
+
+
 def size_problems(size: int, box: MailboxFacts, settings: Settings) -> list[Problem]:
     """Whether the frozen MIME is larger than its provider takes."""
     most = min(settings.message_size, PROVIDER_SIZE.get(box.provider, settings.message_size))
@@ -203,12 +213,8 @@ def size_problems(size: int, box: MailboxFacts, settings: Settings) -> list[Prob
 
 
 def is_external(address: Address, box: MailboxFacts) -> bool:
-    """Whether a recipient counts as external: its domain is not that of the mailbox's own address.
-
-    The providers count by their tenant's accepted domains, which we cannot see; where a tenant has several, this
-    counts too many rather than too few.
-    """
-    return address.domain != box.sender.domain
+    """Whether a recipient counts as external for this mailbox."""
+    return address_is_external(address, box.sender)
 
 
 def _this_user() -> str:

@@ -1,8 +1,9 @@
 """Enqueue: accept messages durably, in one statement, idempotently.
 
-A message is judged and frozen here, before PostgreSQL sees it; then one statement inserts messages, recipients, tags,
-content, journal and events from `unnest` arrays. What stood there already under the same idempotency key is looked up
-and answered with. Content above 1 MiB follows in chunks, in the same transaction, one chunk in memory at a time.
+A message is judged and frozen here, before PostgreSQL sees it (but for what follows from a message that it answers and
+that is not known yet); then one statement inserts messages, recipients, tags, content, journal and events from `unnest`
+arrays. What stood there already under the same idempotency key is looked up and answered with. Content above 1 MiB
+follows in chunks, in the same transaction, one chunk in memory at a time.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any
 from uuid import UUID
 
 from outtray.door import Door, MailboxFacts, is_external, problems_of, size_problems
+from outtray.originals import Answered, Originals, answer, find_originals
 from outtray.plan import Begin, Commit, Plan, Rollback, Row, Statement, Wake, Wakes, add_wakes
 from outtray_schema import bindings
+from outtray_schema.answering import asked_of
 from outtray_schema.content import Head, sealed_content
 from outtray_schema.errors import IdempotencyConflict, InvalidMessage, Problem, Refused
 from outtray_schema.ids import new_id
 from outtray_schema.message import PRIORITIES, Message, Recipient
-from outtray_schema.mime import freeze, new_rfc_message_id
+from outtray_schema.mime import MIB, freeze, new_rfc_message_id
+from outtray_schema.quoting import MOST
 from outtray_schema.request_hash import differing_fields, request_hash
 
 # Inserts messages and all that belongs to them; locks nothing but what it inserts. A key that another transaction is
@@ -33,15 +37,15 @@ asked AS MATERIALIZED (
         %(due_at)b::timestamptz[], %(priority)b::smallint[], %(give_up_after)b::interval[],
         %(expires_at)b::timestamptz[], %(on_unknown)b::text[], %(recipients)b::int[], %(external)b::int[],
         %(size)b::bigint[], %(rfc_message_id)b::text[], %(tags)b::text[], %(head)b::bytea[], %(body)b::bytea[],
-        %(body_hash)b::bytea[])
+        %(body_hash)b::bytea[], %(only_draft)b::bool[])
     AS a (id, mailbox_id, idempotency, request_hash, due_at, priority, give_up_after, expires_at, on_unknown,
-        recipients, external, size, rfc_message_id, tags, head, body, body_hash)),
+        recipients, external, size, rfc_message_id, tags, head, body, body_hash, only_draft)),
 accepted AS (
     INSERT INTO outtray.message (id, app_id, mailbox_id, idempotency, request_hash, due_at, priority, give_up_after,
-        expires_at, on_unknown, recipients, external, size, rfc_message_id, tags, created_at)
+        expires_at, on_unknown, recipients, external, size, rfc_message_id, tags, created_at, only_draft)
     SELECT a.id, %(app)b, a.mailbox_id, a.idempotency, a.request_hash, coalesce(a.due_at, t.now), a.priority,
         a.give_up_after, a.expires_at, a.on_unknown, a.recipients, a.external, a.size, a.rfc_message_id,
-        string_to_array(a.tags, E'\\x1f'), t.now
+        string_to_array(a.tags, E'\\x1f'), t.now, a.only_draft
     FROM asked a, t
     WHERE EXISTS (
         SELECT FROM outtray.mailbox b WHERE b.id = a.mailbox_id AND b.app_id = %(app)b AND b.status <> 'disabled')
@@ -169,43 +173,58 @@ def wakes_of(_door: Door, ids: Iterable[UUID]) -> Plan[None]:
 def _judge(door: Door, messages: Sequence[Message], remember: bool) -> Plan[tuple[UUID, list[Frozen | InvalidMessage]]]:
     app_id = yield from door.app(remember)
     boxes = yield from door.mailboxes(app_id, {message.mailbox for message in messages}, remember)
-    return app_id, [freeze_at_the_door(door, app_id, message, boxes.get(message.mailbox)) for message in messages]
+    originals = yield from find_originals(door, app_id, messages, boxes)
+    return app_id, [
+        freeze_at_the_door(door, app_id, message, boxes.get(message.mailbox), originals) for message in messages
+    ]
 
 
-def freeze_at_the_door(door: Door, app_id: UUID, message: Message, box: MailboxFacts | None) -> Frozen | InvalidMessage:
+def freeze_at_the_door(
+    door: Door, app_id: UUID, message: Message, box: MailboxFacts | None, originals: Originals
+) -> Frozen | InvalidMessage:
     """Judge a message for its mailbox and fix its bytes; an error as a value, since a batch goes on."""
     problems = problems_of(message, box)
     if problems or box is None:
         return InvalidMessage(problems)
     try:
-        frozen = _frozen(door, app_id, message, box)
+        answered = answer(door, message, box, originals)
+        if problems := problems_of(answered.message, box):
+            return InvalidMessage(problems)
+        frozen = _frozen(door, app_id, message, answered, box)
     except InvalidMessage as error:
         return error
     except OSError as error:
         return InvalidMessage(Problem("attachments", f"a file cannot be read: {error.strerror}"))
     problems = size_problems(frozen.row["size"], box, door.settings)
+    if not problems and answered.waits_for is not None and message.answering == "forward" and frozen.row["size"] > MOST:
+        problems = [Problem("attachments", f"a forward brings at most {MOST // MIB} MiB of its own; send them apart")]
     return InvalidMessage(problems) if problems else frozen
 
 
-def _frozen(door: Door, app_id: UUID, message: Message, box: MailboxFacts) -> Frozen:
-    vault, message_id = door.vault, new_id()
+def _frozen(door: Door, app_id: UUID, request: Message, answered: Answered, box: MailboxFacts) -> Frozen:
+    """What is stored of a request: the message that it makes, or, until its original is known, as much as there is."""
+    vault, message_id, message = door.vault, new_id(), answered.message
     sender = message.from_ or box.sender
     rfc_message_id = new_rfc_message_id(message_id, sender.domain)
-    mime = freeze(message, sender=sender, rfc_message_id=rfc_message_id, date=message.send_at or datetime.now(UTC))
-    content = sealed_content(vault, message_id, Head.of(message, sender), mime)
+    date = message.send_at or datetime.now(UTC)
+    mime = freeze(message, sender=sender, rfc_message_id=rfc_message_id, date=date)
+    waits_for = answered.waits_for
+    asked = None if waits_for is None else asked_of(message, waits_for, mime.headers, date)
+    content = sealed_content(vault, message_id, Head.of(message, sender, answered.answers, asked), mime)
     external = [is_external(recipient.address, box) for recipient in message.recipients]
     key = message.idempotency_key
     row = {
         "id": message_id,
         "mailbox_id": box.id,
         "idempotency": vault.keyed_hash(app_id, "idempotency", key.encode()) if key is not None else None,
-        "request_hash": request_hash(vault, app_id, message),
+        "request_hash": request_hash(vault, app_id, request),
         "due_at": message.send_at,
         "priority": PRIORITIES[message.priority],
         "give_up_after": message.give_up_after,
         "expires_at": message.expires_at,
         "on_unknown": message.on_unknown,
-        "recipients": len(external),
+        # Whom an answer goes to may not be known yet; it is by the time that it counts.
+        "recipients": max(1, len(external)),
         "external": sum(external),
         "size": mime.size,
         "rfc_message_id": rfc_message_id,
@@ -213,6 +232,7 @@ def _frozen(door: Door, app_id: UUID, message: Message, box: MailboxFacts) -> Fr
         "head": content.head,
         "body": content.body,
         "body_hash": content.body_hash,
+        "only_draft": message.mode == "draft",
     }
     addresses = list(_address_rows(door, app_id, message_id, message.recipients, external))
     return Frozen(message_id, box.id, row, addresses, content.chunks if content.body is None else None)
@@ -270,6 +290,7 @@ def _wakes(rows: Iterable[Mapping[str, Any]]) -> Wakes:
 _COLUMNS = (
     "id", "mailbox_id", "idempotency", "request_hash", "due_at", "priority", "give_up_after", "expires_at",
     "on_unknown", "recipients", "external", "size", "rfc_message_id", "tags", "head", "body", "body_hash",
+    "only_draft",
 )  # fmt: skip
 _ADDRESS_COLUMNS = ("to_id", "to_n", "to_role", "to_address", "to_index", "to_external")
 

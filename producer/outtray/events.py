@@ -27,6 +27,7 @@ from uuid import UUID
 
 from outtray.door import Door
 from outtray.plan import Plan, Row, rows
+from outtray.sent_ids import HAS_IDS, known_ids, missing_ids
 from outtray_schema.errors import Problem, Refused
 
 MOST = 1000
@@ -35,7 +36,11 @@ MOST = 1000
 # Reads a page of one batch in the order of ids; locks nothing. Only ids guide the search: all rows above the first id
 # of a batch are its own but for the few that ran beside it, so a page costs what it shows.
 PAGE = """
-SELECT e.id, e.at, e.kind, e.mailbox_id, e.message_id, e.data FROM outtray.event e
+SELECT e.id, e.at, e.kind, e.mailbox_id, e.message_id, e.data, m.provider_id, m.rfc_message_id, m.conversation_id,
+    m.state, m.reason, m.evidence, b.provider
+FROM outtray.event e
+    LEFT JOIN outtray.message m ON m.id = e.message_id AND e.kind IN ('sent', 'drafted')
+    LEFT JOIN outtray.mailbox b ON b.id = m.mailbox_id
 WHERE e.id > %(after)s AND e.app_id = %(app)s AND pg_visible_in_snapshot(e.xact, %(until)s::pg_snapshot)
   AND NOT pg_visible_in_snapshot(e.xact, %(since)s::pg_snapshot)
 ORDER BY e.id LIMIT %(limit)s
@@ -59,7 +64,9 @@ _CURSOR = re.compile(rf"(?P<since>{_SNAPSHOT})(?:/(?P<until>{_SNAPSHOT})/(?P<aft
 class Event:
     """Something that happened: `kind` is a message's new state, or as docs/events.md lists them.
 
-    `data` never holds an address or content. `id` says nothing about order between messages.
+    `data` never holds an address or content. That of `sent` and `drafted` has the three ids, as they are known when it
+    is read, and `missing_ids` with the reason for each that cannot be had. `id` says nothing about order between
+    messages.
     """
 
     id: int
@@ -104,7 +111,19 @@ def read_events(door: Door, after: str | None = None, limit: int = 100) -> Plan[
         found, place = yield from _page(app_id, place, limit)
     if not found and place.until is None:
         found, place = yield from _page(app_id, (yield from _open_batch(place.since)), limit)
-    return EventPage([Event(**row) for row in found], str(place))
+    return EventPage([_event(row) for row in found], str(place))
+
+
+def _event(row: Row) -> Event:
+    data = row["data"]
+    if row["state"] in HAS_IDS:
+        ids = {name: value for name, value in known_ids(_message_of(row)).items() if value is not None}
+        data = {**data, **ids, "missing_ids": missing_ids(_message_of(row))}
+    return Event(row["id"], row["at"], row["kind"], row["mailbox_id"], row["message_id"], data)
+
+
+def _message_of(row: Row) -> Row:
+    return {**row, "id": row["message_id"]}
 
 
 def _open_batch(since: str) -> Plan[_Place]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from outtray.explain_facts import Ahead
 from outtray.plan import Row
+from outtray_schema.consent import APP_REFUSED
 from outtray_schema.errors import InvalidMailbox
 from outtray_schema.ledger import Frees
 from outtray_schema.plans import Limits, effective_limits
@@ -56,6 +57,8 @@ def ended(row: Row) -> Explanation | None:
     match row["state"]:
         case "sent":
             return Explanation("sent", "sent", f"the provider took it at {_clock(row['ended_at'])}{why}")
+        case "drafted":
+            return Explanation("drafted", "drafted", f"it was left as a draft at {_clock(row['ended_at'])}, as asked")
         case "failed":
             return Explanation("failed", "failed", f"it failed{why}", who="app developer")
         case "cancelled" | "expired" as state:
@@ -112,13 +115,17 @@ def switched_off(row: Row) -> Explanation | None:
     return Explanation("queued", f"paused_{switch['kind']}", reason, who=who, details=details)
 
 
+_AGAIN = {"gmail": "connect google", "microsoft": "connect microsoft"}
+"""How a mailbox is connected again, where not by a password."""
+
+
 def mailbox_status(row: Row) -> Explanation | None:
     """Its mailbox waits for a person."""
     why = f": {row['status_reason']}" if row["status_reason"] else ""
     since = f" since {_clock(row['status_at'])}" if row["status_at"] else ""
     cure = {
         "paused": "outtray resume --mailbox MAILBOX",
-        "reconnect": "its owner connects it again: outtray mailbox reconnect MAILBOX",
+        "reconnect": f"its owner connects it again: outtray mailbox {_AGAIN.get(row['provider'], 'reconnect MAILBOX')}",
         "disabled": "its owner adds or connects it again; its queue is kept",
     }.get(row["status"])
     if cure is None:
@@ -156,11 +163,18 @@ def timed(row: Row, attempts: int) -> Explanation | None:
     """Its own time, or its mailbox's park where that ends later: the later of the two is what binds."""
     own = None
     if row["due_at"] > row["now"]:
-        own = _backoff(row, attempts) if row["failing_since"] is not None else _scheduled(row)
+        own = _own_time(row, attempts)
     park = _parked(row)
     if own is not None and park is not None and own.earliest is not None and park.earliest is not None:
         return park if park.earliest > own.earliest else own
     return own or park
+
+
+def _own_time(row: Row, attempts: int) -> Explanation:
+    """Why its own time lies ahead."""
+    if (row["reason"] or "").startswith("waits until message "):
+        return Explanation("queued", "follows", f"it answers another one and {row['reason']}", row["due_at"])
+    return _backoff(row, attempts) if row["failing_since"] is not None else _scheduled(row)
 
 
 def _scheduled(row: Row) -> Explanation:
@@ -181,6 +195,10 @@ def _parked(row: Row) -> Explanation | None:
         name = reason.removeprefix("budget: ")
         words = f"the shared budget {name!r} is used up for now"
         return Explanation("queued", "budget", words, until, limit=f"budget {name}")
+    if reason.startswith(APP_REFUSED):
+        cure = "give it a new secret: outtray provider-app set-secret NAME; nobody has to consent again"
+        words = f"its mailbox waits for its OAuth client: {reason}"
+        return Explanation("queued", "provider_app", words, until, who="operator", details=(cure,))
     return Explanation("queued", "parked", f"its mailbox is parked: {reason}", until)
 
 

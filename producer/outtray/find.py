@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,18 +11,20 @@ from uuid import UUID
 
 from outtray.door import Door, MailboxName
 from outtray.plan import Plan, Row, rows
+from outtray.sent_ids import known_ids, missing_ids
 from outtray_schema.address import Address
 from outtray_schema.content import Head, open_head
 from outtray_schema.errors import NotFound, Problem, Refused
 
-ENDED = frozenset({"sent", "failed", "cancelled", "expired"})
+ENDED = frozenset({"sent", "drafted", "failed", "cancelled", "expired"})
 STATES = ENDED | {"queued", "handing_over", "unknown"}
 MOST = 500
 """Messages on a page, at most."""
 
 _COLUMNS = """m.id, m.mailbox_id, m.state, m.due_at, m.priority, m.attempt, m.handover, m.created_at, m.ended_at,
     m.handed_at, m.handover_until, m.expires_at, m.may_have_left, m.cancel_asked_at, m.reason, m.evidence, m.tags,
-    m.provider_id, m.rfc_message_id, m.conversation_id, m.size,
+    m.provider_id, m.rfc_message_id, m.conversation_id, m.size, m.only_draft,
+    (SELECT b.provider FROM outtray.mailbox b WHERE b.id = m.mailbox_id) AS provider,
     (SELECT c.head FROM outtray.content c WHERE c.message_id = m.id) AS head"""
 
 # Reads one message of an app with its head; locks nothing.
@@ -37,6 +40,16 @@ WHERE j.message_id = %(id)s ORDER BY j.id
 _FILTER = """m.app_id = %(app)s AND (%(state)s::text IS NULL OR m.state = %(state)s)
     AND (%(mailbox)s::uuid IS NULL OR m.mailbox_id = %(mailbox)s)
     AND (%(tag)s::text IS NULL OR %(tag)s = ANY(m.tags))"""
+# By a provider's own id, and by a Message-ID: as delivered, or ours, which holds the message's id.
+_BY_PROVIDER_ID = f"""
+SELECT {_COLUMNS} FROM outtray.message m
+WHERE m.provider_id = %(provider_id)s AND m.id < %(before)s AND {_FILTER} ORDER BY m.id DESC LIMIT %(limit)s
+"""
+_BY_MESSAGE_ID = f"""
+SELECT {_COLUMNS} FROM outtray.message m
+WHERE (m.id = %(own_id)s::uuid OR m.rfc_message_id = %(rfc_message_id)s AND strpos(m.rfc_message_id, m.id::text) = 0)
+    AND m.id < %(before)s AND {_FILTER} ORDER BY m.id DESC LIMIT %(limit)s
+"""
 _BY_RECIPIENT = f"""
 SELECT {_COLUMNS} FROM (
     SELECT DISTINCT r.message_id FROM outtray.recipient r
@@ -61,6 +74,7 @@ WHERE b.app_id = %(app)s AND (%(mailbox)s::uuid IS NULL OR b.id = %(mailbox)s)
 ORDER BY m.id DESC LIMIT %(limit)s
 """
 
+_OWN_MESSAGE_ID = re.compile(r"<([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})@[^<>]+>")
 _LAST = UUID(int=(1 << 128) - 1)
 Item = TypeVar("Item")
 
@@ -102,6 +116,11 @@ class MessageView:
     provider_id: str | None
     rfc_message_id: str | None
     conversation_id: str | None
+    missing_ids: Mapping[str, str]
+    """Of a message that left: for each of the three ids that cannot be had, why."""
+    provider: str | None
+    mode: str
+    """`send`, or `draft`: it ends as a draft for its person."""
     size: int
     sender: Address | None = field(repr=False)
     recipients: tuple[RecipientView, ...] = field(repr=False)
@@ -157,8 +176,14 @@ def list_messages(
     recipient: str | None = None,
     limit: int = 50,
     cursor: str | None = None,
+    provider_id: str | None = None,
+    rfc_message_id: str | None = None,
 ) -> Plan[Page[MessageView]]:
-    """A page of the app's messages, newest first. Raises `Refused` for a wrong filter, `NotFound` for a mailbox."""
+    """A page of the app's messages, newest first. Raises `Refused` for a wrong filter, `NotFound` for a mailbox.
+
+    `provider_id` and `rfc_message_id` (with its angle brackets) are compared exactly; a Message-ID that we gave finds
+    its message even where the provider has replaced it.
+    """
     _check_filters(state, limit)
     app_id = yield from door.app()
     parameters = {
@@ -169,8 +194,15 @@ def list_messages(
         "index": door.vault.blind_index(app_id, recipient) if recipient is not None else None,
         "before": _before(cursor),
         "limit": limit,
+        "provider_id": provider_id,
+        "rfc_message_id": rfc_message_id,
+        "own_id": own_id_in(rfc_message_id) if rfc_message_id is not None else None,
     }
-    found = yield from rows(_way(state, tag, recipient), **parameters)
+    sql = _way(state, tag, recipient)
+    if provider_id is not None or rfc_message_id is not None:
+        _refuse_both(provider_id, rfc_message_id, recipient)
+        sql = _BY_PROVIDER_ID if provider_id is not None else _BY_MESSAGE_ID
+    found = yield from rows(sql, **parameters)
     next_cursor = found[-1]["id"].hex if len(found) == limit else None
     return Page([_view(door, row) for row in found], next_cursor)
 
@@ -189,6 +221,17 @@ def _way(state: str | None, tag: str | None, recipient: str | None) -> str:
     if tag is not None:
         return _BY_TAG
     return _BY_STATE if state in ("unknown", "failed") else _BY_MAILBOX
+
+
+def _refuse_both(provider_id: str | None, rfc_message_id: str | None, recipient: str | None) -> None:
+    if (provider_id is not None and rfc_message_id is not None) or recipient is not None:
+        raise Refused(Problem("rfc_message_id", "give one of rfc_message_id, provider_id and recipient"))
+
+
+def own_id_in(rfc_message_id: str) -> UUID | None:
+    """The message's id in a Message-ID that we gave."""
+    own = _OWN_MESSAGE_ID.fullmatch(rfc_message_id)
+    return UUID(own[1]) if own else None
 
 
 def _check_filters(state: str | None, limit: int) -> None:
@@ -215,6 +258,9 @@ def _view(door: Door, row: Row) -> MessageView:
         priority=_PRIORITY_NAMES[row["priority"]],
         evidence=row["evidence"] or {},
         tags=tuple(row["tags"]),
+        **known_ids(row),
+        missing_ids=missing_ids(row),
+        mode="draft" if row["only_draft"] else "send",
         sender=Address(head.sender, head.sender_name) if head else None,
         recipients=_recipients(head),
         subject=head.subject if head else "",
@@ -224,8 +270,7 @@ def _view(door: Door, row: Row) -> MessageView:
 
 _AS_STORED = (
     "id", "mailbox_id", "state", "due_at", "attempt", "handover", "created_at", "ended_at", "handed_at",
-    "handover_until", "expires_at", "may_have_left", "cancel_asked_at", "reason", "provider_id", "rfc_message_id",
-    "conversation_id", "size",
+    "handover_until", "expires_at", "may_have_left", "cancel_asked_at", "reason", "size", "provider",
 )  # fmt: skip
 
 

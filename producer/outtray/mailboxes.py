@@ -31,12 +31,14 @@ REMOVED = "removed"
 
 # Inserts a mailbox, or takes back one that was removed: with its id comes what it has used of its limits.
 ADD = f"""
-INSERT INTO outtray.mailbox AS m (id, app_id, provider, host, address, address_index, plan, limits, server, credentials)
+INSERT INTO outtray.mailbox AS m (id, app_id, provider, host, address, address_index, plan, limits, server, credentials,
+    provider_app, scopes)
 VALUES (%(id)s, %(app)s, %(provider)s, %(host)s, %(address)s, %(index)s, %(plan)s, %(limits)s, %(server)s,
-    %(credentials)s)
+    %(credentials)s, %(provider_app)s, %(scopes)s)
 ON CONFLICT (app_id, address_index) DO UPDATE
 SET provider = excluded.provider, host = excluded.host, address = excluded.address, plan = excluded.plan,
     limits = excluded.limits, server = excluded.server, credentials = excluded.credentials,
+    provider_app = excluded.provider_app, scopes = excluded.scopes,
     credentials_version = %(version)s, status = 'active', status_reason = NULL, status_at = outtray.outtray_now(),
     parks = 0, parked_until = NULL, parked_reason = NULL
 WHERE m.id = %(id)s AND m.status = 'disabled' AND m.status_reason = '{REMOVED}'
@@ -51,7 +53,8 @@ WHERE m.app_id = %(app)s AND m.address_index = %(index)s
 """
 
 _COLUMNS = """m.id, m.provider, m.host, m.address, m.plan, m.limits, m.server, m.status, m.status_reason, m.status_at,
-    m.parked_until, m.parked_reason, m.next_at, m.turn_until, m.created_at, a.default_mailbox_id = m.id AS is_default"""
+    m.parked_until, m.parked_reason, m.next_at, m.turn_until, m.created_at, m.provider_app, m.scopes,
+    a.default_mailbox_id = m.id AS is_default"""
 
 # Reads one mailbox, or all of an app that are not removed; locks nothing.
 GET = f"""
@@ -100,6 +103,9 @@ UPDATE outtray.mailbox m SET status = 'disabled', status_reason = '{REMOVED}', s
 WHERE m.id = %(mailbox)s
 """
 
+# Deletes a mailbox's access tokens.
+FORGET_TOKENS = "DELETE FROM outtray.token t WHERE t.mailbox_id = %(mailbox)s"
+
 # Reads a mailbox's sealed credentials; locks nothing.
 CREDENTIALS = "SELECT m.credentials, m.credentials_version FROM outtray.mailbox m WHERE m.id = %(mailbox)s"
 
@@ -133,6 +139,10 @@ class Mailbox:
     turn_until: datetime | None
     is_default: bool
     created_at: datetime
+    provider_app: str | None = None
+    """The OAuth client by which it logs in; None where a password does."""
+    scopes: tuple[str, ...] = ()
+    """What its owner granted, as the provider names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,35 +183,40 @@ def add_smtp(
     `SettingsError` in a process without the credentials ring. Nothing is sent; `outtray mailbox test` tries it.
     """
     server = smtp_server(host=host, port=port, tls=tls, ca_file=ca_file, auth=auth)
-    sender = _sender(address, name)
+    sender = sender_of(address, name)
     secret = _smtp_secret(username or sender.email, password, auth)
     overrides = dict(limits or {})
     effective_limits(plan, overrides, "smtp")
     app_id = yield from door.app()
-    mailbox_id, version = yield from _place(door, app_id, sender)
+    mailbox_id, version = yield from place(door, app_id, sender)
     row = {
         "id": mailbox_id,
         "app": app_id,
         "provider": "smtp",
         "host": server.host,
-        "address": _sealed_address(door, mailbox_id, sender, aliases),
+        "address": sealed_address(door, mailbox_id, sender, aliases),
         "index": door.vault.blind_index(app_id, sender.email),
         "plan": plan,
         "limits": Jsonb(overrides),
-        "server": Jsonb(_stored(server)),
-        "credentials": _sealed(door, mailbox_id, version, secret),
+        "server": Jsonb(stored(server)),
+        "credentials": sealed(door, mailbox_id, version, secret),
         "version": version,
+        "provider_app": None,
+        "scopes": [],
     }
-    return (yield from _add(door, row, default))
+    return (yield from add_row(door, row, default))
 
 
-def _add(door: Door, row: Mapping[str, Any], default: bool) -> Plan[Mailbox]:
+def add_row(door: Door, row: Mapping[str, Any], default: bool, also: Plan[Any] | None = None) -> Plan[Mailbox]:
+    """Insert a mailbox, or take back a removed one; `also` is carried out in the same transaction."""
     app_id, mailbox_id = row["app"], row["id"]
     yield Begin()
     if not (yield Statement(ADD, row)):
         raise _taken()
     yield from rows(ARM, mailbox=mailbox_id)
     yield from arming.note_mailbox(app_id, mailbox_id, "added", door.actor, {"plan": row["plan"]})
+    if also is not None:
+        yield from also
     if default:
         yield from apps.set_default_mailbox(app_id, mailbox_id)
     yield Commit()
@@ -250,11 +265,11 @@ def change(
     }
     effective_limits(plan or before.plan, overrides, before.provider)
     sender = Address(before.address, before.name if name is None else name)
-    sealed = _sealed_address(door, before.id, sender, before.aliases if aliases is None else aliases)
+    known = sealed_address(door, before.id, sender, before.aliases if aliases is None else aliases)
     app_id = yield from door.app()
     yield Begin()
     yield from arming.lock(app_id, before.id)
-    yield from rows(SET, mailbox=before.id, plan=plan or before.plan, limits=Jsonb(overrides), address=sealed)
+    yield from rows(SET, mailbox=before.id, plan=plan or before.plan, limits=Jsonb(overrides), address=known)
     yield from rows(ARM, mailbox=before.id)
     yield from arming.note_mailbox(
         app_id, before.id, "changed", door.actor, {"plan": plan or before.plan, "limits": overrides}
@@ -286,14 +301,15 @@ def reconnect(
     named = {"host": host, "port": port, "tls": tls, "ca_file": ca_file, "auth": auth}
     changes = {key: value for key, value in named.items() if value is not None}
     server = smtp_server(**{**before.server, **changes})
-    (sealed,) = yield from rows(CREDENTIALS, mailbox=before.id)
-    secret = _smtp_secret(username or _username(door, before, sealed), password, server.auth)
-    version = sealed["credentials_version"] + 1
+    (login,) = yield from rows(CREDENTIALS, mailbox=before.id)
+    known = _username(door, before, login)
+    secret = _smtp_secret(username or known, password, server.auth)
+    version = login["credentials_version"] + 1
     row = {
         "mailbox": before.id,
-        "credentials": _sealed(door, before.id, version, secret),
+        "credentials": sealed(door, before.id, version, secret),
         "version": version,
-        "server": Jsonb(_stored(server)),
+        "server": Jsonb(stored(server)),
         "host": server.host,
     }
     return (yield from _reconnect(door, row))
@@ -350,6 +366,7 @@ def remove(door: Door, mailbox: MailboxName, *, force: bool = False) -> Plan[int
     yield Begin()
     yield from arming.lock(app_id, before.id)
     yield from rows(REMOVE, mailbox=before.id)
+    yield from rows(FORGET_TOKENS, mailbox=before.id)
     yield from arming.note_mailbox(app_id, before.id, REMOVED, door.actor)
     yield Commit()
     counts = yield from cancel_where(door, mailbox=before.id, reason="mailbox removed")
@@ -408,7 +425,7 @@ def _set_status(door: Door, mailbox_id: UUID, status: str, reason: str | None, k
     return (yield from get(door, mailbox_id))
 
 
-def _place(door: Door, app_id: UUID, sender: Address) -> Plan[tuple[UUID, int]]:
+def place(door: Door, app_id: UUID, sender: Address) -> Plan[tuple[UUID, int]]:
     """The id and credentials version for an address: new ones, or those of a mailbox that was removed."""
     found = yield from rows(OCCUPANT, app=app_id, index=door.vault.blind_index(app_id, sender.email))
     if not found:
@@ -422,7 +439,8 @@ def _taken() -> InvalidMailbox:
     return InvalidMailbox(Problem("address", "is connected already; use `mailbox set` or `mailbox reconnect`"))
 
 
-def _sender(address: str | Address, name: str | None) -> Address:
+def sender_of(address: str | Address, name: str | None) -> Address:
+    """A mailbox's address with the name that recipients see. Raises `Refused`."""
     sender = parse_address(address) if isinstance(address, str) else address
     return sender if name is None else Address(sender.email, name)
 
@@ -434,24 +452,30 @@ def _smtp_secret(username: str, password: str, auth: str) -> Mapping[str, str]:
     return {"username": username, "access_token" if auth == "xoauth2" else "password": password}
 
 
-def _username(door: Door, before: Mailbox, sealed: Row) -> str:
-    if sealed["credentials"] is None:
+def _username(door: Door, before: Mailbox, login: Row) -> str:
+    """The user name that it logs in with. Raises `WrongState` where no password logs in."""
+    if login["credentials"] is None:
         return before.address
-    bound_to = bindings.credentials(before.id, sealed["credentials_version"])
-    username: str = json.loads(door.vault.credentials.decrypt(sealed["credentials"], bound_to))["username"]
-    return username
+    bound_to = bindings.credentials(before.id, login["credentials_version"])
+    opened = json.loads(door.vault.credentials.decrypt(login["credentials"], bound_to))
+    if opened.get("kind", "password") != "password":
+        raise WrongState("the mailbox logs in by consent, not by a password: outtray mailbox connect")
+    return str(opened["username"])
 
 
-def _sealed(door: Door, mailbox_id: UUID, version: int, secret: Mapping[str, str]) -> bytes:
+def sealed(door: Door, mailbox_id: UUID, version: int, secret: Mapping[str, str]) -> bytes:
+    """Credentials as they are stored. Raises `SettingsError` without the credentials ring."""
     return door.vault.credentials.encrypt(json.dumps(secret).encode(), bindings.credentials(mailbox_id, version))
 
 
-def _sealed_address(door: Door, mailbox_id: UUID, sender: Address, aliases: Iterable[str]) -> bytes:
+def sealed_address(door: Door, mailbox_id: UUID, sender: Address, aliases: Iterable[str]) -> bytes:
+    """A mailbox's address, name and aliases as they are stored."""
     known = {"address": sender.email, "name": sender.name, "aliases": [parse_address(each).email for each in aliases]}
     return door.vault.addresses.encrypt(json.dumps(known).encode(), bindings.mailbox_address(mailbox_id))
 
 
-def _stored(server: SmtpServer) -> dict[str, Any]:
+def stored(server: SmtpServer) -> dict[str, Any]:
+    """A server as it is stored."""
     return server.model_dump(mode="json", exclude_none=True)
 
 
@@ -465,10 +489,11 @@ def _view(door: Door, row: Row) -> Mailbox:
         overrides=row["limits"],
         limits=effective_limits(row["plan"], row["limits"], row["provider"]),
         is_default=bool(row["is_default"]),
+        scopes=tuple(row["scopes"]),
     )
 
 
 _AS_STORED = (
     "id", "provider", "host", "plan", "server", "status", "status_reason", "status_at", "parked_until", "parked_reason",
-    "next_at", "turn_until", "created_at",
+    "next_at", "turn_until", "created_at", "provider_app",
 )  # fmt: skip

@@ -122,6 +122,15 @@ def normalise_address(address: str) -> str:
     return f"{unicodedata.normalize('NFC', local).lower()}@{ascii_domain(domain)}"
 
 
+def is_external(recipient: Address, own: Address) -> bool:
+    """Whether a recipient counts as external: its domain is not that of the mailbox's own address.
+
+    The providers count by their tenant's accepted domains, which we cannot see; where a tenant has several, this
+    counts too many rather than too few.
+    """
+    return recipient.domain != own.domain
+
+
 def _checked_local(local: str) -> str:
     if len(local.encode("utf-8", "replace")) > 64:
         raise ValueError("the part before the @ has at most 64 bytes (RFC 5321 4.5.3.1.1)")

@@ -42,3 +42,13 @@ def suppression(app_id: UUID, address_index: bytes) -> str:
 def credentials(mailbox_id: UUID, version: int) -> str:
     """`outtray.mailbox.credentials`, credentials ring; the version makes an older one useless if it is put back."""
     return f"mailbox.credentials:{mailbox_id}:{version}"
+
+
+def token(mailbox_id: UUID, audience: str, version: int) -> str:
+    """`outtray.token.access`, credentials ring; an access token of another audience or version opens nowhere."""
+    return f"token.access:{mailbox_id}:{audience}:{version}"
+
+
+def provider_app_secret(name: str, version: int) -> str:
+    """`outtray.provider_app.secret`, credentials ring."""
+    return f"provider_app.secret:{name}:{version}"

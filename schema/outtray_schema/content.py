@@ -1,9 +1,13 @@
 """What is stored of a message's content, sealed, and how it is read again.
 
-The head is what the queue needs to send it and people need to recognise it: envelope, subject, metadata. The body is
-the frozen MIME: up to 1 MiB in one piece beside the head, above that in chunks of 1 MiB, each sealed by itself, so
-that no process ever holds a large message whole. The body's hash is keyed (a plain one would tell who guesses the
+The head is what the queue needs to send it and people need to recognise it: envelope, subject, metadata, thread. The
+body is the frozen MIME: up to 1 MiB in one piece beside the head, above that in chunks of 1 MiB, each sealed by itself,
+so that no process ever holds a large message whole. The body's hash is keyed (a plain one would tell who guesses the
 content that he is right) and is what shows that a chunk is missing at the end.
+
+A message that answers one which is not known yet is stored as it was asked for (`Head.asked`): its MIME is complete but
+for what follows from that other message, and is made final once, before its first gate. Its own headers are then a
+chunk by themselves, so that a large body need not be written again for them.
 """
 
 from __future__ import annotations
@@ -12,14 +16,14 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 from uuid import UUID
 
 from outtray_schema import bindings
 from outtray_schema.address import Address
 from outtray_schema.errors import CannotOpen
-from outtray_schema.message import Message, Role
+from outtray_schema.message import Answering, Message, Role
 from outtray_schema.mime import FrozenMime
 from outtray_schema.vault import Vault
 
@@ -28,20 +32,61 @@ CHUNK = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """Which message of the mailbox a message answers, by its provider's ids, so that it joins that conversation."""
+
+    answering: Answering
+    message_id: str | None
+    conversation_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
-    """A message's envelope, subject and metadata; none of it in a repr."""
+    """A message's envelope, subject, metadata and thread; none of it in a repr."""
 
     sender: str = field(repr=False)
     sender_name: str = field(repr=False)
     recipients: tuple[tuple[Role, str], ...] = field(repr=False)
     subject: str = field(repr=False)
     metadata: Mapping[str, Any] = field(repr=False)
+    names: tuple[str, ...] = field(default=(), repr=False)
+    """The recipients' display names in their order; none at all where nobody has one."""
+    reply_to: tuple[Address, ...] = field(default=(), repr=False)
+    references: tuple[str, ...] = field(default=(), repr=False)
+    """Its References, or its In-Reply-To where it has none."""
+    answers: Answers | None = None
+    asked: Mapping[str, Any] | None = field(default=None, repr=False)
+    """What it was asked to be, while that is not final (`answering.asked_of`). It may not be handed over so."""
 
     @classmethod
-    def of(cls, message: Message, sender: Address) -> Head:
+    def of(
+        cls,
+        message: Message,
+        sender: Address,
+        answers: Answers | None = None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> Head:
         """The head of a message that `sender` sends. Its recipients are numbered as they stand here."""
         recipients = tuple((each.role, each.address.email) for each in message.recipients)
-        return cls(sender.email, sender.name, recipients, message.subject, message.metadata)
+        names = tuple(each.address.name for each in message.recipients)
+        return cls(
+            sender.email,
+            sender.name,
+            recipients,
+            message.subject,
+            message.metadata,
+            names if any(names) else (),
+            message.reply_to,
+            message.references or ((message.in_reply_to,) if message.in_reply_to else ()),
+            answers,
+            asked,
+        )
+
+    def addresses(self, role: Role) -> tuple[Address, ...]:
+        """The recipients in one role."""
+        names = self.names or ("",) * len(self.recipients)
+        named = zip(self.recipients, names, strict=True)
+        return tuple(Address(email, name) for (each, email), name in named if each == role)
 
     @property
     def needs_smtputf8(self) -> bool:
@@ -49,14 +94,39 @@ class Head:
         return not all(address.isascii() for address in (self.sender, *(address for _, address in self.recipients)))
 
     def to_json(self) -> bytes:
-        fields = [self.sender, self.sender_name, self.recipients, self.subject, self.metadata]
+        fields: list[Any] = [self.sender, self.sender_name, self.recipients, self.subject, self.metadata]
+        if more := self._more():
+            fields.append(more)
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _more(self) -> dict[str, Any]:
+        """What most messages have nothing of, by name."""
+        more = {
+            "names": self.names,
+            "reply_to": [(each.email, each.name) for each in self.reply_to],
+            "references": self.references,
+            "answers": astuple(self.answers) if self.answers else None,
+            "asked": self.asked,
+        }
+        return {name: value for name, value in more.items() if value}
 
     @classmethod
     def from_json(cls, text: bytes) -> Head:
         # Further fields are appended, so that old and new processes read each other's heads during a deploy.
-        sender, sender_name, recipients, subject, metadata, *_ = json.loads(text)
-        return cls(sender, sender_name, tuple((role, address) for role, address in recipients), subject, metadata)
+        sender, sender_name, recipients, subject, metadata, *rest = json.loads(text)
+        more = rest[0] if rest else {}
+        return cls(
+            sender,
+            sender_name,
+            tuple((role, address) for role, address in recipients),
+            subject,
+            metadata,
+            tuple(more.get("names", ())),
+            tuple(Address(email, name) for email, name in more.get("reply_to", ())),
+            tuple(more.get("references", ())),
+            Answers(*more["answers"]) if "answers" in more else None,
+            more.get("asked"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +144,12 @@ class SealedContent:
 
 
 def sealed_content(vault: Vault, message_id: UUID, head: Head, mime: FrozenMime) -> SealedContent:
-    """Seal a message's content for its rows."""
+    """Seal a message's content for its rows. While it is not final, its own headers are the first chunk."""
     sealed_head = vault.content.encrypt(head.to_json(), bindings.head(message_id))
     body_hash = vault.keyed_hash(message_id, "body", mime.hash)
     if mime.size > CHUNK:
-        return SealedContent(sealed_head, None, body_hash, lambda: _sealed_chunks(vault, message_id, mime))
+        first = mime.headers if head.asked else CHUNK
+        return SealedContent(sealed_head, None, body_hash, lambda: _sealed_chunks(vault, message_id, mime, first))
     body = vault.content.encrypt(b"".join(mime.pieces()), bindings.body(message_id))
     return SealedContent(sealed_head, body, body_hash, lambda: iter(()))
 
@@ -94,7 +165,7 @@ def open_body(vault: Vault, message_id: UUID, blob: bytes) -> bytes:
 
 
 def open_chunk(vault: Vault, message_id: UUID, n: int, blob: bytes) -> bytes:
-    """The frozen MIME from `n` MiB on, 1 MiB of it at most. Raises `CannotOpen`, or `UnknownKey` if it lacks the key.
+    """The `n`-th piece of the frozen MIME, 1 MiB at most. Raises `CannotOpen`, or `UnknownKey` if it lacks the key.
 
     That the last chunk is not missing only `BodyCheck` can tell.
     """
@@ -120,18 +191,19 @@ class BodyCheck:
             raise CannotOpen("content", "the body is not complete")
 
 
-def _sealed_chunks(vault: Vault, message_id: UUID, mime: FrozenMime) -> Iterator[tuple[int, bytes]]:
-    for n, chunk in enumerate(_rechunked(mime.pieces())):
+def _sealed_chunks(vault: Vault, message_id: UUID, mime: FrozenMime, first: int) -> Iterator[tuple[int, bytes]]:
+    for n, chunk in enumerate(_rechunked(mime.pieces(), first)):
         yield n, vault.content.encrypt(chunk, bindings.chunk(message_id, n))
 
 
-def _rechunked(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in chunks of exactly 1 MiB, but for the last."""
-    waiting = bytearray()
+def _rechunked(pieces: Iterable[bytes], first: int) -> Iterator[bytes]:
+    """The same bytes in a chunk of `first` bytes, and then chunks of exactly 1 MiB, but for the last."""
+    waiting, size = bytearray(), first
     for piece in pieces:
         waiting += piece
-        while len(waiting) >= CHUNK:
-            yield bytes(waiting[:CHUNK])
-            del waiting[:CHUNK]
+        while len(waiting) >= size:
+            yield bytes(waiting[:size])
+            del waiting[:size]
+            size = CHUNK
     if waiting:
         yield bytes(waiting)

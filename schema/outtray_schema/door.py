@@ -20,12 +20,17 @@ from outtray_schema.settings import parse_duration
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,900}>")
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
+_OUR_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# Without what would mean something in a URL: ids of Graph are base64 in its URL-safe form, or with + / and = (ids of
+# items in Outlook, docs, 2026-11).
+_PROVIDER_ID = re.compile(r"[A-Za-z0-9+/=_-]{4,900}")
 _SURROGATE = re.compile("[\x00\ud800-\udfff]")
 
 # PROVIDERS 6 and RFC 5322 3.6: what says who wrote to whom, when and how is ours or has a field of its own.
 _OWN_FIELD = {
     "from": "from", "to": "to", "cc": "cc", "bcc": "bcc", "reply-to": "reply_to", "subject": "subject",
-    "in-reply-to": "in_reply_to", "references": "references", "date": "send_at",
+    "in-reply-to": "in_reply_to", "references": "references", "date": "send_at", "importance": "importance",
+    "x-priority": "importance", "disposition-notification-to": "request_read_receipt",
 }  # fmt: skip
 _RESERVED = frozenset({"sender", "message-id", "received", "return-path", "mime-version", "authentication-results"})
 _RESERVED_PREFIXES = ("content-", "dkim-", "resent-", "arc-", "received-")
@@ -106,6 +111,11 @@ def headers(value: Any) -> dict[str, str]:
     if problems:
         raise Refusal(problems)
     return found
+
+
+def is_message_id(text: str) -> bool:
+    """Whether a header of ours may hold it as a Message-ID: with its angle brackets, and short enough to be folded."""
+    return _MESSAGE_ID.fullmatch(text) is not None
 
 
 def message_id(value: Any) -> str | None:
@@ -197,6 +207,30 @@ def mailbox(value: Any) -> UUID | str | None:
         return UUID(text.strip())
     except ValueError:
         raise ValueError("must be a mailbox's id or address") from None
+
+
+def yes_or_no(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def message_reference(value: Any) -> UUID | str | None:
+    """The message that another one answers: one of ours as `UUID`, a Message-ID in its brackets, or a provider's id.
+
+    A text is one of our ids only in the form with four hyphens, which is no provider's (docs, 2026-11: Gmail's have 16
+    hexadecimal digits, those of Graph far more characters).
+    """
+    if value is None or isinstance(value, UUID):
+        return value
+    text = _filled(value, 1000).strip()
+    if text.startswith("<"):
+        return _message_id(text)
+    if _OUR_ID.fullmatch(text):
+        return UUID(text)
+    if not _PROVIDER_ID.fullmatch(text):
+        raise ValueError("must be a message's id here, a Message-ID like <abc@example.com>, or the provider's id of it")
+    return text
 
 
 def _address(value: Any) -> Address:

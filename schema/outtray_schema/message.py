@@ -22,9 +22,21 @@ from outtray_schema.address import Address, normalise_address
 from outtray_schema.attachment import Attachment
 from outtray_schema.errors import InvalidMessage, Problem
 
-__all__ = ["PRIORITIES", "Address", "Attachment", "Message", "MessageFields", "Recipient", "Role", "parse_message"]
+__all__ = [
+    "PRIORITIES",
+    "Address",
+    "Answering",
+    "Attachment",
+    "Message",
+    "MessageFields",
+    "Recipient",
+    "Role",
+    "parse_message",
+]
 
 Role = Literal["to", "cc", "bcc"]
+Answering = Literal["reply", "reply_all", "forward"]
+"""What a message does with the one that it answers: `docs/answering.md`."""
 AddressInput = str | Address | Mapping[str, str]
 
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
@@ -66,6 +78,11 @@ class MessageFields(TypedDict, total=False):
     on_unknown: Literal["hold", "resend"] | None
     idempotency_key: str | None
     mailbox: UUID | str | None
+    importance: Literal["high", "normal", "low"]
+    request_read_receipt: bool
+    mode: Literal["send", "draft"]
+    reply_to_message: UUID | str | None
+    answering: Answering
 
 
 _Addresses = Annotated[tuple[Address, ...], PlainValidator(door.addresses)]
@@ -88,6 +105,13 @@ class Message(BaseModel):
     - `on_unknown`: `hold` it for a decision, or `resend` it, if nobody can tell whether it left. Default: the app's.
     - `idempotency_key`: the same key again answers with the first message. At most 255 characters.
     - `mailbox`: id or address of the mailbox that sends it. Default: the app's.
+    - `importance`: high, normal or low, as the recipient's mail program shows it; `priority` is another thing.
+    - `request_read_receipt`: ask the recipients' mail programs to tell the sender once it was read.
+    - `mode`: `draft` leaves it as a draft in the mailbox, for its person to send.
+    - `reply_to_message`: the message that this one answers: its id here (`UUID`), or of any message of the mailbox the
+      provider's id or the Message-ID with its angle brackets. What is left out then follows from that message: `to` of
+      an answer, and `subject`.
+    - `answering`: `reply`, `reply_all`, or `forward`, which quotes it and carries its attachments.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
@@ -113,6 +137,11 @@ class Message(BaseModel):
     on_unknown: Literal["hold", "resend"] | None = None
     idempotency_key: Annotated[str | None, PlainValidator(door.idempotency_key)] = None
     mailbox: Annotated[UUID | str | None, PlainValidator(door.mailbox)] = None
+    importance: Literal["high", "normal", "low"] = "normal"
+    request_read_receipt: Annotated[bool, PlainValidator(door.yes_or_no)] = False
+    mode: Literal["send", "draft"] = "send"
+    reply_to_message: Annotated[UUID | str | None, PlainValidator(door.message_reference)] = None
+    answering: Answering = "reply"
 
     def __init__(self, **fields: Unpack[MessageFields]) -> None:
         problems: list[Problem] = []
@@ -153,6 +182,7 @@ class Message(BaseModel):
         problems = []
         if len(self.recipients) > MAX_RECIPIENTS:
             problems.append(Problem("to", f"a message has at most {MAX_RECIPIENTS} recipients; send several"))
+        problems += self._answer_at_odds()
         if self.send_at and self.expires_at and self.expires_at <= self.send_at:
             problems.append(Problem("expires_at", "must be later than send_at"))
         inline = [each.inline_id for each in self.attachments if each.inline_id is not None]
@@ -161,6 +191,13 @@ class Message(BaseModel):
         if len(set(inline)) < len(inline):
             problems.append(Problem("attachments", "each inline_id may stand once"))
         return problems
+
+    def _answer_at_odds(self) -> list[Problem]:
+        if self.reply_to_message is None:
+            lonely = self.answering != "reply"
+            return [Problem("answering", "needs reply_to_message: the message that it answers")] if lonely else []
+        by_hand = [name for name in ("in_reply_to", "references") if getattr(self, name)]
+        return [Problem(name, "follows from reply_to_message; leave one of the two out") for name in by_hand]
 
 
 def parse_message(fields: object, *, paths: bool = False) -> Message:
@@ -180,8 +217,12 @@ def parse_message(fields: object, *, paths: bool = False) -> Message:
 
 def _missing(fields: Mapping[str, Any]) -> list[Problem]:
     problems = []
-    if not any(fields.get(role) for role in ("to", "cc", "bcc")):
+    answers = fields.get("reply_to_message") is not None
+    forwards = answers and fields.get("answering") == "forward"
+    if not any(fields.get(role) for role in ("to", "cc", "bcc")) and (forwards or not answers):
         problems.append(Problem("to", "a message needs at least one recipient in to, cc or bcc"))
+    if forwards:
+        return problems
     if fields.get("text") is None and fields.get("html") is None and not fields.get("attachments"):
         problems.append(Problem("text", 'a message needs text, html or attachments; text="" makes an empty one'))
     return problems

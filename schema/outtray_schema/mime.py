@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email import policy
 from email.header import Header
@@ -28,6 +28,15 @@ from outtray_schema.message import Message
 
 PIECE = 1024 * 1024
 """Bytes that one piece of a frozen message has at most."""
+
+MIB = 1024 * 1024
+PROVIDER_SIZE = {
+    # Gmail: maxSize of upload/messages/send in the discovery document (rev. 20261005).
+    "gmail": 36_700_160,
+    # Exchange Online: 150 MB is the most that an administrator can allow; the default is 35 MB (docs, 2026-11).
+    "microsoft": 150 * MIB,
+}
+"""Bytes of MIME that a provider takes at most. An SMTP server states its own in SIZE, seen when it is spoken to."""
 
 MAX_LINE = 998
 """Octets of a line without its CRLF (RFC 5322 2.1.1)."""
@@ -56,6 +65,9 @@ class FrozenMime:
     hash: bytes
     pieces: Callable[[], Iterator[bytes]] = field(repr=False)
     """Pieces of at most 1 MiB. Raises `InvalidMessage` if an attachment's file changed since the message was frozen."""
+    headers: int = 0
+    """How many of its bytes at the beginning are its own headers, as `header_block` writes them: who, whom, about what.
+    What follows, beginning with Content-Type, does not depend on them."""
 
 
 def freeze(message: Message, *, sender: Address, rfc_message_id: str, date: datetime) -> FrozenMime:
@@ -65,14 +77,14 @@ def freeze(message: Message, *, sender: Address, rfc_message_id: str, date: date
     file cannot be read, and `ValueError` if a header could break out of its line.
     """
     frame, bodies = _frame(message)
-    headers = _headers(message, sender, rfc_message_id, date)
+    headers = header_block(message, sender, rfc_message_id, date)
     segments: list[bytes | _Encoded] = [headers + frame[0]]
     for body, following in zip(bodies, frame[1:], strict=True):
         segments += (body, following)
     if sum(_size(index, each) for index, each in enumerate(message.attachments)) <= _WHOLE:
         whole = b"".join(_stream(segments))
-        return FrozenMime(len(whole), hashlib.sha256(whole).digest(), lambda: _cut(whole))
-    return _measured(segments)
+        return FrozenMime(len(whole), hashlib.sha256(whole).digest(), lambda: _cut(whole), len(headers))
+    return replace(_measured(segments), headers=len(headers))
 
 
 def new_rfc_message_id(message_id: UUID, domain: str) -> str:
@@ -241,7 +253,11 @@ def _is_plain(data: bytes) -> bool:
 # ── the message's own headers ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _headers(message: Message, sender: Address, rfc_message_id: str, date: datetime) -> bytes:
+def header_block(message: Message, sender: Address, rfc_message_id: str, date: datetime) -> bytes:
+    """The headers that say who writes to whom, when and how: the first bytes of `freeze`, each line with its CRLF.
+
+    Raises `ValueError` if one could break out of its line.
+    """
     to = [each.address for each in message.recipients if each.role == "to"]
     cc = [each.address for each in message.recipients if each.role == "cc"]
     lines = [_addresses("From", [sender])]
@@ -256,9 +272,20 @@ def _headers(message: Message, sender: Address, rfc_message_id: str, date: datet
         lines.append(_folded("In-Reply-To", [message.in_reply_to], _COLUMNS))
     if message.references:
         lines.append(_folded("References", message.references, _COLUMNS))
+    lines += _wishes(message, sender)
     lines += [_text(name, value) for name, value in message.headers.items()]
     lines.append("MIME-Version: 1.0")
     return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def _wishes(message: Message, sender: Address) -> Iterator[str]:
+    """What is asked of the recipients' mail programs."""
+    if message.importance != "normal":
+        # Importance is of RFC 2156; X-Priority of no RFC, but some programs look at nothing else (1 highest, 5 lowest).
+        yield f"Importance: {message.importance}"
+        yield f"X-Priority: {1 if message.importance == 'high' else 5}"
+    if message.request_read_receipt:
+        yield _addresses("Disposition-Notification-To", [Address(sender.email)])  # RFC 8098 2.1
 
 
 def _addresses(name: str, addresses: Sequence[Address]) -> str:

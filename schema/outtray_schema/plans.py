@@ -99,6 +99,15 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
                 " own limit on external recipients is a shared budget, not a limit of one mailbox.",
             ),
             Plan(
+                "outlook",
+                ("microsoft", "smtp", "memory"),
+                Limits(recipients=5_000, recipients_per_message=500),
+                "support.microsoft.com, sending limits in Outlook.com (for subscribers)",
+                date(2026, 11, 1),
+                "A personal Microsoft account. These are a subscriber's; other and new accounts have far less, by"
+                " reputation, and nobody publishes how much. Of the recipients 1,000 a day may be new to the sender.",
+            ),
+            Plan(
                 "smtp",
                 ("smtp", "memory"),
                 Limits(messages=500, recipients_per_message=100),

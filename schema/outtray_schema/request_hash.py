@@ -21,6 +21,7 @@ from outtray_schema.vault import Vault
 FIELDS = (
     "from", "to", "cc", "bcc", "reply_to", "subject", "text", "html", "attachments", "headers", "in_reply_to",
     "references", "tags", "metadata", "priority", "send_at", "expires_at", "give_up_after", "on_unknown", "mailbox",
+    "importance", "request_read_receipt", "mode", "reply_to_message", "answering",
 )  # fmt: skip
 """Stored by position: a new field is appended, none is ever moved or removed."""
 

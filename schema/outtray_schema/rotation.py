@@ -75,6 +75,8 @@ _COLUMNS: dict[str, tuple[_Column, ...]] = {
     # The version stands in the binding, so it belongs to the comparison; it stays, because the secret is the same.
     "credentials": (
         _Column("mailbox", "credentials", ("id",), ("uuid",), bindings.credentials, ("credentials_version",)),
+        _Column("token", "access", ("mailbox_id", "audience"), ("uuid", "text"), bindings.token, ("version",)),
+        _Column("provider_app", "secret", ("name",), ("text",), bindings.provider_app_secret, ("secret_version",)),
     ),
 }
 

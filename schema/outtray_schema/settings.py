@@ -7,13 +7,15 @@ variable and shows an example.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pwd
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outtray_schema.errors import SettingsError
@@ -42,6 +44,26 @@ def parse_duration(value: Any) -> Any:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+
+def check_provider_url(value: str) -> str:
+    """A URL that tokens and mails may be sent to: https, or http to this very machine, for the sandbox."""
+    split = urlsplit(value)
+    if split.scheme == "https" and split.hostname:
+        return value.rstrip("/")
+    if split.scheme == "http" and _is_loopback(split.hostname or ""):
+        return value.rstrip("/")
+    raise ValueError("a provider's URL begins with https://; http:// is for loopback addresses alone")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+ProviderUrl = Annotated[str, AfterValidator(check_provider_url)]
 
 
 def default_data_folder() -> Path:
@@ -159,6 +181,24 @@ class Settings(BaseSettings):
     park_cap: Duration = Field(timedelta(hours=1), description="Longest wait of a mailbox whose provider named no time")
     park_hint_cap: Duration = Field(timedelta(hours=24), description="A provider's own wish is believed up to this")
 
+    # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
+    token_timeout: Duration = Field(timedelta(seconds=10), description="One refresh of an access token, at most")
+    token_lease: Duration = Field(
+        timedelta(seconds=15), description="A mailbox's refresh is one worker's for this long; more than the time-out"
+    )
+    token_threads: int = Field(8, ge=1, le=64, description="Refreshes that one worker process runs at once")
+    provider_app_probe: Duration = Field(
+        timedelta(minutes=5), description="How often a refused OAuth client is tried again"
+    )
+    google_auth_url: ProviderUrl = Field(
+        "https://accounts.google.com/o/oauth2/v2/auth", description="Where people consent at Google"
+    )
+    google_token_url: ProviderUrl = Field("https://oauth2.googleapis.com/token", description="Google's token endpoint")
+    google_revoke_url: ProviderUrl = Field("https://oauth2.googleapis.com/revoke", description="Google's revocation endpoint")
+    entra_url: ProviderUrl = Field(
+        "https://login.microsoftonline.com", description="Microsoft's login; national clouds have their own"
+    )
+
     # ── tests ───────────────────────────────────────────────────────────────────────────────────────────────────
     crash_at: str | None = Field(
         None, description="For fault tests only: the named point at which a worker kills itself"
@@ -169,6 +209,21 @@ class Settings(BaseSettings):
         False, description="Allow SMTP without TLS, to loopback addresses only: for the sandbox"
     )
     smtp_session_messages: int = Field(50, ge=1, description="Messages before an SMTP session is made anew")
+
+    # ── Microsoft Graph ─────────────────────────────────────────────────────────────────────────────────────────
+    graph_url: ProviderUrl = Field(
+        "https://graph.microsoft.com/v1.0", description="Microsoft Graph; national clouds have their own"
+    )
+
+    # ── Gmail ───────────────────────────────────────────────────────────────────────────────────────────────────
+    gmail_url: ProviderUrl = Field(
+        "https://gmail.googleapis.com", description="The Gmail API, uploads too: a private gateway, or the sandbox"
+    )
+    key_header: str = Field(
+        "X-Outtray-Key",
+        pattern="^[Xx]-[A-Za-z0-9-]{1,60}$",
+        description="Header of a mail that carries its message id, where a provider replaces the Message-ID",
+    )
 
     # ── the door ────────────────────────────────────────────────────────────────────────────────────────────────
     message_size: int = Field(150 * 1024 * 1024, description="Largest message in bytes that any provider is offered")
@@ -185,6 +240,8 @@ class Settings(BaseSettings):
             raise ValueError("set both OUTTRAY_DATABASE_URL and OUTTRAY_REDIS_URL, or neither for the embedded servers")
         if self.lease < timedelta(milliseconds=300):
             raise ValueError("OUTTRAY_LEASE must be at least 300ms: it is renewed each third of it")
+        if self.token_lease <= self.token_timeout:
+            raise ValueError("OUTTRAY_TOKEN_LEASE must be longer than OUTTRAY_TOKEN_TIMEOUT: one refresh at a time")
         if self.keep_messages < timedelta(days=7):
             raise ValueError("OUTTRAY_KEEP_MESSAGES must be at least 7d: idempotency keys are promised that long")
         return self

@@ -219,6 +219,8 @@ message = Table(
     _where("message_attention", "app_id", "state", "id", where="state IN ('unknown', 'failed')"),
     Index("message_mailbox", "mailbox_id", "id"),
     _where("message_look", "look_at", where="look_at IS NOT NULL"),
+    _where("message_provider_id", "provider_id", where="provider_id IS NOT NULL"),
+    _where("message_delivered_id", "rfc_message_id", where="strpos(rfc_message_id, id::text) = 0"),
     postgresql_with={
         "fillfactor": 85, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_analyze_scale_factor": 0.02,
     },

@@ -61,7 +61,9 @@ def mail_of(body: bytes, recipients: tuple[str, ...] = RECIPIENTS, sender: str =
 
     head = body.partition(b"\r\n\r\n")[0].decode("utf-8", "replace")
     lines = dict(line.partition(": ")[::2] for line in head.split("\r\n"))
-    return Mail(uuid4(), sender, recipients, lines.get("Message-ID", "<none@sender.example>"), len(body), stream)
+    rfc_message_id = lines.get("Message-ID", "<none@sender.example>")
+    bcc = tuple(each for each in recipients if each == BCC)
+    return Mail(uuid4(), sender, recipients, rfc_message_id, len(body), stream, bcc)
 
 
 def new_mail(piece: int = 7000) -> Mail:
@@ -98,8 +100,26 @@ async def deliver(rig: Rig, mail: Mail, answer_within: float = 5.0) -> Outcome:
         await session.close()
 
 
+@dataclass(frozen=True)
+class Differs:
+    """Where a provider truly differs from what it was given: the one table of the contract's exceptions."""
+
+    keeps_message_id: bool = True
+    """Delivers under the Message-ID that stands in the frozen bytes."""
+    reads_back: bool = True
+    """Tells under which Message-ID it delivered, with the scopes of this rig."""
+    keeps_bytes: bool = True
+    """Delivers the frozen bytes. Else it writes the mail anew, and `Taken` has the digest and size of its text."""
+
+
+def kept(rig: Rig, data: bytes) -> bytes:
+    """What of a mail's bytes arrives unaltered: all of them, or its text."""
+    return data if rig.differs.keeps_bytes else data.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"\n")
+
+
 class Rig(Protocol):
     name: str
+    differs: Differs
     provider: Provider
     account: Account
 
@@ -119,6 +139,7 @@ def account_of(server: dict[str, Any], **credentials: str) -> Account:
 
 class MemoryRig:
     name = "memory"
+    differs = Differs()
 
     def __init__(self) -> None:
         self.provider = MemoryProvider()
@@ -176,6 +197,7 @@ class SmtpRig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.differs = Differs()
         self.name = f"smtp, {self.tls}, {self.loop}"
         self.provider = SmtpProvider(quick_settings(self.folder, **self.settings))
         users = {USER: PASSWORD, "token@sender.example": TOKEN}

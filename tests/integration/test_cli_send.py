@@ -196,6 +196,53 @@ def test_waiting_for_what_does_not_leave_ends_with_its_state(outtray: CommandLin
     assert (waited.code, waited.json["state"]) == (1, "queued")
 
 
+def test_importance_receipt_and_answer_come_by_flags(outtray: CommandLine, database: Database) -> None:
+    first = outtray.ok("send", "--to", "bob@example.org", "--subject", "Hello", "--json", stdin="Hi").json["id"]
+    flags = ("--reply-to-message", first, "--importance", "high", "--request-read-receipt", "--json")
+    answered = outtray.ok("send", *flags, "--answering", "reply_all", stdin="Yes").json["id"]
+    assert outtray.ok("send", *flags, "--dry-run", stdin="Yes").json["dry_run"]
+    assert "those whom it answers" in outtray.ok("send", *flags[:-1], "--dry-run", stdin="Yes").out
+    shown = outtray.ok("message", "show", answered, "--json").json
+    assert (shown["state"], shown["recipients"], shown["mode"], shown["missing_ids"]) == ("queued", [], "send", {})
+    forwarded = outtray.ok("send", *flags, "--answering", "forward", "--to", "dora@example.org").json["id"]
+    assert outtray.ok("message", "show", forwarded, "--json").json["recipients"][0]["address"] == "dora@example.org"
+    assert outtray("send", *flags, "--answering", "forward").error["problems"][0]["field"] == "to"
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (("--to", "b@example.org", "--draft"), "mode"),
+        (("--reply-to-message", "<theirs@example.org>"), "reply_to_message"),
+        (("--reply-to-message", "0199b0c2-0000-7000-8000-000000000000"), "reply_to_message"),
+        (("--to", "b@example.org", "--answering", "reply_all"), "answering"),
+    ],
+)
+def test_what_an_smtp_mailbox_cannot_do_is_refused_by_its_field(
+    outtray: CommandLine, database: Database, flags: tuple[str, ...], field: str
+) -> None:
+    refused = outtray("send", *flags, "--json", stdin="Hi")
+    assert (refused.code, stored(database)) == (1, 0)
+    assert [problem["field"] for problem in refused.error["problems"]] == [field]
+
+
+def test_what_left_shows_its_ids_or_why_there_is_none_and_is_found_by_them(
+    outtray: CommandLine, database: Database
+) -> None:
+    message_id = outtray.ok("send", "--to", "bob@example.org", "--json", stdin="Hi").json["id"]
+    with database.connect() as connection:
+        connection.execute(
+            "UPDATE outtray.message SET state = 'sent', ended_at = outtray.outtray_now(), provider_id = '4FQ1x'"
+        )
+    page = outtray.ok("message", "show", message_id).out
+    assert "4FQ1x" in page and "none: SMTP knows no conversations" in page
+    shown = outtray.ok("message", "show", message_id, "--json").json
+    assert shown["missing_ids"] == {"conversation_id": "SMTP knows no conversations"}
+    for flags in (("--provider-id", "4FQ1x"), ("--message-id", shown["rfc_message_id"])):
+        assert [each["id"] for each in outtray.ok("message", "list", *flags, "--json").json["items"]] == [message_id]
+    assert outtray.ok("message", "list", "--provider-id", "4FQ1y", "--json").json["items"] == []
+
+
 def test_messages_are_listed_newest_first_and_by_page(outtray: CommandLine, tmp_path: Path) -> None:
     outtray.ok("send", "--file", str(rows_file(tmp_path, *(good(n, tags=["odd"] if n % 2 else []) for n in range(5)))))
     first = outtray.ok("message", "list", "--limit", "3", "--json").json

@@ -24,7 +24,7 @@ APP = UUID(int=1)
 SEALED = {
     "content": [("content", "head", 5), ("content", "body", 5), ("content_chunk", "data", 2)],
     "addresses": [("recipient", "address", 5), ("mailbox", "address", 3), ("suppression", "address", 1)],
-    "credentials": [("mailbox", "credentials", 3)],
+    "credentials": [("mailbox", "credentials", 3), ("token", "access", 3), ("provider_app", "secret", 1)],
 }
 
 
@@ -51,6 +51,10 @@ def _fill(connection: psycopg.Connection[Any], vault: Vault) -> None:
     connection.execute("INSERT INTO outtray.app (id, name) VALUES (%s, 'rotated')", [APP])
     for n in range(3):
         _add_mailbox(connection, vault, new_id(), b"index%d" % n)
+    connection.execute(
+        "INSERT INTO outtray.provider_app (name, provider, secret, secret_version) VALUES ('entra', 'x', %s, 4)",
+        [vault.credentials.encrypt(b"secret", bindings.provider_app_secret("entra", 4))],
+    )
     for n in range(5):
         _add_message(connection, vault, new_id(), chunks=2 if n == 0 else 0)
     address = vault.addresses.encrypt(b"eve@example.com", bindings.suppression(APP, b"index"))
@@ -67,6 +71,10 @@ def _add_mailbox(connection: psycopg.Connection[Any], vault: Vault, mailbox: UUI
         "INSERT INTO outtray.mailbox (id, app_id, provider, host, address, address_index, plan, credentials)"
         " VALUES (%s, %s, 'smtp', 'mail.example.com', %s, %s, 'smtp', %s)",
         [mailbox, APP, address, index, password],
+    )
+    connection.execute(
+        "INSERT INTO outtray.token (mailbox_id, audience, access, version) VALUES (%s, 'smtp', %s, 7)",
+        [mailbox, vault.credentials.encrypt(b"token", bindings.token(mailbox, "smtp", 7))],
     )
 
 
@@ -137,6 +145,12 @@ def test_what_was_sealed_again_opens_where_it_stands_without_the_old_key(
     ):
         assert vault.addresses.decrypt(address, bindings.mailbox_address(mailbox)) == b"{}"
         assert vault.credentials.decrypt(password, bindings.credentials(mailbox, version)) == b"password"
+    for mailbox, audience, token, version in connection.execute(
+        "SELECT mailbox_id, audience, access, version FROM outtray.token"
+    ):
+        assert vault.credentials.decrypt(token, bindings.token(mailbox, audience, version)) == b"token"
+    for name, secret, version in connection.execute("SELECT name, secret, secret_version FROM outtray.provider_app"):
+        assert vault.credentials.decrypt(secret, bindings.provider_app_secret(name, version)) == b"secret"
     for app, index, address in connection.execute("SELECT app_id, address_index, address FROM outtray.suppression"):
         assert vault.addresses.decrypt(address, bindings.suppression(app, index)) == b"eve@example.com"
 

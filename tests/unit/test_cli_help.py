@@ -33,7 +33,9 @@ def test_every_command_that_was_promised_is_there() -> None:
         up, app add, app list, mailbox add smtp, mailbox list, mailbox show, mailbox set, mailbox test,
         mailbox reconnect, mailbox remove, mailbox import-usage, pause, resume, send, status, message list,
         message show, explain, cancel, reschedule, resolve, events, keys new, keys add, keys rotate, keys producer,
-        migrate, doctor, worker, dispatcher, flower"""
+        migrate, doctor, worker, dispatcher, flower, provider-app add, provider-app list, provider-app set-secret,
+        provider-app remove, mailbox connect google, mailbox connect microsoft, mailbox disconnect, mailbox revoke,
+        mailbox consents, mailbox add delegated"""
     assert {tuple(each.split()) for each in promised.split(",")} <= set(COMMANDS)
 
 

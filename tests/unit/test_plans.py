@@ -77,7 +77,7 @@ def test_every_wrong_field_is_named_at_once():
 
 
 def test_an_unknown_plan_is_refused_with_those_there_are():
-    with pytest.raises(InvalidMailbox, match="choose one of gmail, workspace, microsoft, smtp"):
+    with pytest.raises(InvalidMailbox, match="choose one of gmail, workspace, microsoft, outlook, smtp"):
         effective_limits("platinum", {})
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
 from outtray_schema import bindings
+from outtray_schema.consent import SMTP_AUDIENCE
 from outtray_schema.vault import Vault
+from outtray_worker.auth.tokens import Auth, MailboxTokens
 from outtray_worker.providers import Account
+
+PASSWORD = "password"  # noqa: S105 - a kind of credentials, and what those without a kind are
 
 
 class SealedMailbox(Protocol):
     """The columns of a mailbox's row that its account is made of, whoever read them."""
 
+    credentials_version: int
+
     @property
     def id(self) -> UUID: ...
+    @property
+    def provider(self) -> str: ...
     @property
     def host(self) -> str: ...
     @property
@@ -26,14 +34,22 @@ class SealedMailbox(Protocol):
     @property
     def credentials(self) -> bytes | None: ...
     @property
-    def credentials_version(self) -> int: ...
+    def scopes(self) -> Sequence[str]: ...
 
 
-def open_account(vault: Vault, box: SealedMailbox) -> Account:
-    """Raises what the vault raises, should a key be missing."""
+def open_account(vault: Vault, box: SealedMailbox, auth: Auth) -> Account:
+    """Raises what the vault raises, should a key be missing.
+
+    A mailbox that logs in by consent gets its tokens from `auth`; its refresh token stays there, and only the user's
+    name for SMTP goes on.
+    """
     address = json.loads(vault.addresses.decrypt(box.address, bindings.mailbox_address(box.id)))
     credentials = {}
     if box.credentials is not None:
         sealed = vault.credentials.decrypt(box.credentials, bindings.credentials(box.id, box.credentials_version))
         credentials = json.loads(sealed)
-    return Account(box.id, box.host, box.server, address["address"], credentials)
+    if credentials.get("kind", PASSWORD) == PASSWORD:
+        return Account(box.id, box.host, box.server, address["address"], credentials, frozenset(box.scopes))
+    tokens = MailboxTokens(auth, box, SMTP_AUDIENCE if box.provider == "smtp" else "")
+    named = {"username": credentials.get("username") or address["address"]}
+    return Account(box.id, box.host, box.server, address["address"], named, frozenset(box.scopes), tokens)

@@ -63,9 +63,13 @@ FROM box, (SELECT outtray.outtray_now() AS now) AS t WHERE m.id = box.id
 HOSTS = "SELECT id, host FROM outtray.mailbox WHERE id = ANY(%(ids)s)"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClaimedMailbox:
-    """A mailbox under this process's fence, as the claim returned it. Sealed fields are still encrypted."""
+    """A mailbox under this process's fence, as the claim returned it. Sealed fields are still encrypted.
+
+    Only `credentials_version` changes: it follows the tokens that the turn is given, so that a hold is written against
+    the credentials that were refused.
+    """
 
     id: UUID
     app_id: UUID

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from outtray import Outtray
-from outtray.cli import mailboxes
+from outtray.cli import connect, mailboxes
 from outtray.cli.exits import Exit
 from outtray.cli.extras import needs
 from outtray.cli.mailboxes import Mailbox, mailbox_name
@@ -20,8 +20,10 @@ from outtray.cli.screen import done, errors, facts, hint, out, print_json, size
 from outtray.cli.session import database, ready_services
 
 if TYPE_CHECKING:
+    from outtray_schema.consent import Consented, Issuer
     from outtray_schema.outcome import Outcome
-    from outtray_worker.providers.smtp import Check
+    from outtray_schema.settings import Settings
+    from outtray_worker.mailbox_check import Found
 
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="The port that Flower listens on.")]
 ListenOn = Annotated[
@@ -38,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command("worker", epilog=examples("outtray worker"), rich_help_panel=panel)(worker)
     app.command("dispatcher", epilog=examples("outtray dispatcher"), rich_help_panel=panel)(dispatcher)
     app.command("flower", epilog=examples("outtray flower --port 5556"), rich_help_panel=panel)(flower)
+    mailboxes.group.add_typer(connect.commands(ask_for_consent), name="connect")
     mailboxes.group.command("test", epilog=examples("outtray mailbox test ann@example.com"))(check_mailbox)
 
 
@@ -75,46 +78,72 @@ def flower(port: Port = 5555, address: ListenOn = "127.0.0.1") -> None:
         run_flower(settings, port, address)
 
 
+def ask_for_consent(
+    settings: Settings,
+    issuer: Issuer,
+    provider_app: str,
+    scopes: Sequence[str],
+    *,
+    device: bool,
+    hint: str | None,
+    browser: bool,
+    quiet: bool,
+) -> Consented:
+    """A person's consent, in a browser here or by a code elsewhere. Raises what `obtain` raises."""
+    with needs("worker"):
+        from outtray_worker.auth.consent import obtain
+    return obtain(
+        settings, issuer, provider_app, scopes, device=device, hint=hint, say=connect.tell,
+        show=lambda url: connect.open_page(url, browser, quiet),
+    )  # fmt: skip
+
+
 def check_mailbox(name: Mailbox, app: AppName = None, as_json: Json = False) -> None:
     """Connect and log in as a worker would; send nothing.
 
     Exit 1 if a mail would not leave now, with the reason.
     """
     with needs("worker"):
+        from outtray_schema.outcome import Outcome
         from outtray_worker import mailbox_check
-        from outtray_worker.providers.smtp import Check
     with ready_services() as settings:
         with Outtray(settings, app=app) as outtray:
-            mailbox_id = outtray.mailboxes.get(mailbox_name(name)).id
+            box = outtray.mailboxes.get(mailbox_name(name))
+            issuer = outtray.provider_apps.get(box.provider_app).provider if box.provider_app else None
         with database(settings) as connection:
-            found = asyncio.run(mailbox_check.check_mailbox(settings, connection, mailbox_id))
-    if isinstance(found, Check):
-        _show_server(found, as_json)
-        return
-    _show_trouble(name, found, as_json)
-    raise typer.Exit(Exit.REFUSED)
+            found = asyncio.run(mailbox_check.check_mailbox(settings, connection, box.id))
+    if isinstance(found, Outcome):
+        _show_trouble(found, f"connect {issuer}" if issuer else f"reconnect {name}", as_json)
+        raise typer.Exit(Exit.REFUSED)
+    _show_found(found, as_json)
 
 
-def _show_server(found: Check, as_json: bool) -> None:
+def _show_found(found: Found, as_json: bool) -> None:
+    said = asdict(found)
     if as_json:
-        print_json({"ok": True, **asdict(found)})
+        print_json({"ok": True, **said})
         return
     done(f"{escape(found.place)} takes mail from this mailbox. Nothing was sent.")
-    offered = escape(", ".join(found.mechanisms)) or "none"
-    largest = size(found.size_limit) if found.size_limit else "the server names no limit"
-    out.print(
-        facts(
-            [
-                ("encryption", found.tls or "[yellow]none[/]"),
-                ("login", f"{found.mechanism or 'none'} [dim](offered: {offered})[/]"),
-                ("largest mail", largest),
-                ("extensions", escape(", ".join(found.extensions))),
-            ]
-        )
-    )
+    out.print(facts(_server_facts(said) if "mechanisms" in said else _api_facts(said)))
 
 
-def _show_trouble(name: str, found: Outcome, as_json: bool) -> None:
+def _server_facts(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    offered = escape(", ".join(said["mechanisms"])) or "none"
+    yield "encryption", said["tls"] or "[yellow]none[/]"
+    yield "login", f"{said['mechanism'] or 'none'} [dim](offered: {offered})[/]"
+    yield "largest mail", size(said["size_limit"]) if said["size_limit"] else "the server names no limit"
+    yield "extensions", escape(", ".join(said["extensions"]))
+
+
+def _api_facts(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    looks = said["can_look"]
+    yield "mail leaves", escape(str(said["route"]))
+    yield "evidence", escape(looks) if isinstance(looks, str) else "can be looked for" if looks else "none can be had"
+    if said.get("address_matches") is False:
+        yield "address", "[yellow]the consent is of another account than this mailbox[/]"
+
+
+def _show_trouble(found: Outcome, cure: str, as_json: bool) -> None:
     facts_: dict[str, Any] = asdict(found)
     reason, evidence = str(facts_.get("reason", "")), found.evidence
     if as_json:
@@ -123,7 +152,7 @@ def _show_trouble(name: str, found: Outcome, as_json: bool) -> None:
     errors.print(f"[red]✗[/] {escape(reason)}", soft_wrap=True)
     _show_reply(evidence)
     if facts_.get("status") == "reconnect":
-        hint(f"outtray mailbox reconnect {name}")
+        hint(f"outtray mailbox {cure}")
 
 
 def _show_reply(evidence: Mapping[str, Any]) -> None:

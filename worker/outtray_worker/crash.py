@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 
-POINTS = ("claimed", "preparing", "gated", "handed over")
+POINTS = ("claimed", "preparing", "gated", "handed over", "looked")
 
 
 def crash_points(wanted: str | None) -> Callable[[str], None]:

@@ -21,7 +21,7 @@ import redis.asyncio
 import structlog
 import uvloop
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.exceptions import RedisError
 
 from outtray_schema import wakes
@@ -31,6 +31,7 @@ from outtray_schema.outcome import Held, Parked
 from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault, load_vault
 from outtray_worker.accounts import open_account
+from outtray_worker.auth.tokens import Auth
 from outtray_worker.claim import ClaimedMailbox
 from outtray_worker.content import READERS, ContentReader
 from outtray_worker.crash import crash_points
@@ -42,14 +43,24 @@ from outtray_worker.lease import Leases
 from outtray_worker.metrics import Metrics
 from outtray_worker.pick import pick
 from outtray_worker.providers import Provider, Session, Shut
+from outtray_worker.providers.web import Web
+from outtray_worker.providers.web.signals import Signals
 from outtray_worker.quarantine import Quarantine
 from outtray_worker.quotas.check import Quotas
 from outtray_worker.quotas.pace import Pace
 from outtray_worker.registrar import Registrar
 from outtray_worker.replay import replay_for_ever
 from outtray_worker.spool import Spool
+from outtray_worker.unknown_signals import write_signals
 
 log = structlog.get_logger()
+
+FORWARDS = 2
+"""Forwards that are put together at once: each holds up to some 150 MB while it is (25 MiB and as much again, sealed
+and in base64)."""
+
+SIGNALS_EVERY = 60.0
+"""Seconds between two writings of the answers that no provider's table knows."""
 
 CANCEL_AGAIN = 0.2
 """Seconds after which a loop that did not end is cancelled once more."""
@@ -76,8 +87,17 @@ async def _refuse_closed(connection: AsyncConnection[Any]) -> None:
 class Process:
     """The shared parts of one worker process. Belongs to its loop, except `start`, `submit` and `stop`."""
 
-    def __init__(self, settings: Settings, providers: Mapping[str, Provider]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        providers: Mapping[str, Provider],
+        web: Web | None = None,
+        signals: Signals | None = None,
+    ) -> None:
+        """`web` and `signals` are what the providers share: closed, and written, by the process."""
         self.settings = settings
+        self._web = web
+        self._signals = signals or Signals()
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.draining = False
         self.handing_over = 0
@@ -106,10 +126,12 @@ class Process:
         self.leases = Leases(settings.lease)
         self.spool = Spool(settings.spool)
         self.registrar = Registrar(settings, self._registrar_connection, self.spool, self.leases)
+        self.auth = Auth(settings, self.vault, self.pool.connection)
         self.content = ContentReader(self._content_pool, self.vault, settings.content_memory)
         self.pace = Pace(self.redis, settings)
         self.quotas = Quotas(self.pool)
         self.quarantine = Quarantine(settings.suspect_alone)
+        self.forwarding = asyncio.Semaphore(FORWARDS)
         self.lag = Lag()
         self.engine = Engine(self)
         self._wake_now = asyncio.Event()
@@ -120,6 +142,7 @@ class Process:
             self._vital(self._serve_without_broker(), "fallback"),
             self._vital(replay_for_ever(self), "replay"),
             self._vital(beat_for_ever(self), "heartbeat"),
+            self._vital(self._write_signals(), "signals"),
         ]
         self._registrar_task = self._vital(self.registrar.run(), "registrar")
 
@@ -161,6 +184,10 @@ class Process:
         self.registrar.close()
         await self._registrar_task
         await self._end_loops()
+        await self._write_signals_once()
+        if self._web is not None:
+            await self._web.close()
+        await self.auth.close()
         await self.pool.close()
         await self._content_pool.close()
         await self.redis.aclose()
@@ -189,7 +216,7 @@ class Process:
         if provider is None:
             return Shut(Parked(f"this worker has no provider {box.provider}", scope="app"))
         try:
-            return provider.open(open_account(self.vault, box))
+            return provider.open(open_account(self.vault, box, self.auth))
         except UnknownKey as error:
             log.error("a key is missing", ring=error.ring, mailbox_id=str(box.id))
             return Shut(
@@ -210,6 +237,16 @@ class Process:
             woken, self._woken = self._woken, {}
             with contextlib.suppress(RedisError, OSError):
                 await self.redis.zadd(wakes.KEY, wakes.zadd_arguments(woken), lt=True)
+
+    async def _write_signals(self) -> None:
+        while True:
+            await asyncio.sleep(SIGNALS_EVERY)
+            await self._write_signals_once()
+
+    async def _write_signals_once(self) -> None:
+        with contextlib.suppress(psycopg.Error, PoolTimeout):  # what is not written now stays counted
+            async with self.pool.connection() as connection:
+                await write_signals(connection, self._signals)
 
     async def _serve_without_broker(self) -> None:
         """A worker whose broker has been unreachable for a while picks due mailboxes itself (rule 2)."""

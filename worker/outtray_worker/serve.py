@@ -24,7 +24,11 @@ from outtray_worker.dispatcher import Dispatcher
 from outtray_worker.logs import configure_logs
 from outtray_worker.process import Process, ProcessThread, connect
 from outtray_worker.providers import Provider
+from outtray_worker.providers.gmail import GmailProvider
+from outtray_worker.providers.microsoft import MicrosoftProvider
 from outtray_worker.providers.smtp import SmtpProvider
+from outtray_worker.providers.web import Web
+from outtray_worker.providers.web.signals import Signals
 from outtray_worker.rounds import TASK, Rounds
 
 EXPRESS_FETCH = 0.05
@@ -34,15 +38,21 @@ THREADS = 8
 """Celery threads per worker process: each only waits until its round is admitted."""
 
 
-def default_providers(settings: Settings) -> Mapping[str, Provider]:
+def default_providers(settings: Settings, web: Web, signals: Signals) -> Mapping[str, Provider]:
     """The providers that a worker knows by default."""
-    return {"smtp": SmtpProvider(settings)}
+    return {
+        "smtp": SmtpProvider(settings),
+        "gmail": GmailProvider(settings, web, signals),
+        "microsoft": MicrosoftProvider(settings, web, signals),
+    }
 
 
 def run_worker(settings: Settings, providers: Mapping[str, Provider] | None = None) -> None:
     """Run one worker process until SIGTERM: handovers under way finish and are recorded, then exit 0."""
     configure_logs(settings)
-    thread = ProcessThread(Process(settings, providers or default_providers(settings)))
+    web, signals = Web(settings), Signals()
+    known = providers or default_providers(settings, web, signals)
+    thread = ProcessThread(Process(settings, known, web, signals))
     app = worker_app(settings, thread)
     # Celery's advice on pickle as root and on late acks does not concern a worker that takes JSON and acks early.
     warnings.simplefilter("ignore", SecurityWarning)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -23,11 +23,12 @@ from psycopg_pool import PoolTimeout
 from outtray_schema.errors import CannotOpen, UnknownKey
 from outtray_schema.outcome import Failed, NotBegun, Outcome, Parked, Retry, Sent, Unknown
 from outtray_worker.claim import ClaimedMailbox, DueMessage
+from outtray_worker.compose import Composed, make_final
 from outtray_worker.content import AHEAD, Content, ContentMissing
 from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed, Refusal, Stopped
 from outtray_worker.lease import Lease
-from outtray_worker.providers import Draft, Mail, Prepared, Session
+from outtray_worker.providers import Draft, Mail, Original, Prepared, Session
 from outtray_worker.quotas.budgets import Spend
 from outtray_worker.quotas.tokens import Tokens
 from outtray_worker.record import Attempt, ends_turn, record_of, refusal_of
@@ -150,7 +151,10 @@ class Turn:
 
     async def _attempt_once(self, message: DueMessage, version: int, counted: bool) -> bool:
         attempt = self._attempt(message, version, counted)
-        prepared = await self._prepare(message)
+        prepared = await self._prepare(attempt)
+        if isinstance(prepared, Composed):
+            self._tokens.give_back()
+            return True
         if not isinstance(prepared, _Ready):
             self._write(refusal_of(attempt, prepared))
             return not ends_turn(prepared)
@@ -232,14 +236,17 @@ class Turn:
 
     # ── preparation ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _prepare(self, message: DueMessage) -> _Ready | Outcome:
+    async def _prepare(self, attempt: Attempt) -> _Ready | Composed | Outcome:
         """Content, connection, login, upload: everything that can be repeated, within one deadline."""
+        message = attempt.message
         content: Content | None = None
         ready = None
         self._process.crash_point("preparing")
         try:
             async with asyncio.timeout(self._process.settings.prepare_limit.total_seconds()):
                 content = await self._content(message)
+                if content.head.asked is not None:
+                    return await self._compose(attempt, content)
                 prepared = await self._session.prepare(_mail(message, content, self._mailbox.dead_turns > 0))
                 ready = None if isinstance(prepared, Outcome) else _Ready(content, prepared)
                 return ready or prepared  # type: ignore[return-value]
@@ -248,6 +255,12 @@ class Turn:
         finally:
             if ready is None and content is not None:
                 content.release()
+
+    async def _compose(self, attempt: Attempt, content: Content) -> Composed | Outcome:
+        """It answers a message that was not known yet when it came in: perhaps the last one of this very turn."""
+        if self._unwritten is not None:
+            await asyncio.wait([self._unwritten])  # awaited by itself, our deadline would cancel it
+        return await make_final(self._process, self._session, self._mailbox, attempt.message, attempt.version, content)
 
     async def _content(self, message: DueMessage) -> Content:
         self._read_ahead(self._position)
@@ -321,6 +334,7 @@ def _mail(message: DueMessage, content: Content, suspect: bool) -> Mail:
         message.size,
         content.body,
         bcc=tuple(address for role, address in content.head.recipients if role == "bcc"),
+        original=Original(*astuple(content.head.answers)) if content.head.answers else None,
         draft=Draft(**message.draft) if message.draft else None,
         suspect=suspect,
         only_draft=message.only_draft,

@@ -32,6 +32,7 @@ _ANSWERS = {
     "handing_over": "[yellow]![/] It is with the provider right now and may leave. If it comes back, it is cancelled.",
     "may_have_left": "[yellow]![/] It will not be handed over again, but an earlier handover may have left.",
     "sent": "[red]✗[/] Too late: it was sent before.",
+    "drafted": "[red]✗[/] Too late: it is a draft in the mailbox, for its person to send or delete.",
     "failed": "[dim]It had failed before; there is nothing to cancel.[/]",
     "expired": "[dim]It had expired before; there is nothing to cancel.[/]",
 }

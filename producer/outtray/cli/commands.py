@@ -7,6 +7,7 @@ import typer
 from outtray.cli import (
     apps,
     cancel,
+    connect,
     doctor,
     events,
     explain,
@@ -14,6 +15,7 @@ from outtray.cli import (
     mailboxes,
     message,
     migrate,
+    provider_apps,
     resolve,
     send,
     status,
@@ -53,6 +55,11 @@ def _add_setting_up(app: typer.Typer) -> None:
     app.add_typer(apps.group, name="app", rich_help_panel=_SETTING_UP)
     app.add_typer(mailboxes.group, name="mailbox", rich_help_panel=_SETTING_UP)
     mailboxes.group.command("import-usage", epilog=usage.EXAMPLES)(usage.import_usage)
+    mailboxes.group.command("disconnect", epilog=connect.DISCONNECT_EXAMPLES)(connect.disconnect)
+    mailboxes.group.command("revoke", epilog=connect.REVOKE_EXAMPLES)(connect.revoke)
+    mailboxes.group.command("consents", epilog=connect.CONSENTS_EXAMPLES)(connect.consents)
+    mailboxes.adding.command("delegated", epilog=connect.DELEGATED_EXAMPLES)(connect.add_delegated)
+    app.add_typer(provider_apps.group, name="provider-app", rich_help_panel=_SETTING_UP)
     app.add_typer(keys.group, name="keys", rich_help_panel=_SETTING_UP)
     app.command("migrate", epilog=migrate.EXAMPLES, rich_help_panel=_SETTING_UP)(migrate.migrate)
     app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel=_SETTING_UP)(doctor.doctor)

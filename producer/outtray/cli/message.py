@@ -42,12 +42,19 @@ def message_id(text: str) -> UUID:
         "outtray message list --state unknown",
         "outtray message list --mailbox ann@example.com --limit 10",
         "outtray message list --to bob@example.org --json",
+        "outtray message list --message-id '<CAF=x1@mail.gmail.com>'",
     ),
 )
 def list_messages(
     mailbox: MailboxOption = None,
     state: Annotated[str | None, typer.Option("--state", metavar="STATE", help=f"One of {', '.join(STATES)}.")] = None,
     tag: Annotated[str | None, typer.Option("--tag", metavar="TAG", help="Only with this tag.")] = None,
+    rfc_message_id: Annotated[
+        str | None, typer.Option("--message-id", metavar="<ID>", help="By the Message-ID that recipients see, or ours.")
+    ] = None,
+    provider_id: Annotated[
+        str | None, typer.Option("--provider-id", metavar="ID", help="By its provider's id.")
+    ] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="ADDRESS", help="Only to this address.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="How many.")] = 20,
     cursor: Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Go on after a page.")] = None,
@@ -57,7 +64,14 @@ def list_messages(
     """List messages, newest first."""
     with client(app) as outtray:
         page = outtray.list(
-            mailbox=mailbox_name(mailbox), state=state, tag=tag, recipient=to, limit=limit, cursor=cursor
+            mailbox=mailbox_name(mailbox),
+            state=state,
+            tag=tag,
+            recipient=to,
+            limit=limit,
+            cursor=cursor,
+            provider_id=provider_id,
+            rfc_message_id=rfc_message_id,
         )
     if as_json:
         print_json(page)
@@ -124,13 +138,20 @@ def _facts(message: MessageView) -> Iterator[tuple[str, str]]:
     yield "tags", escape(", ".join(message.tags))
     yield "metadata", escape(" ".join(_pairs(message.metadata)))
     yield "priority", message.priority if message.priority != "normal" else ""
+    yield "mode", "draft: left in the mailbox for its person" if message.mode == "draft" else ""
     yield "size", size(message.size)
     yield from _times(message, now)
     yield "handovers", _handovers(message)
-    yield "Message-ID", escape(message.rfc_message_id or "")
-    yield "provider's id", escape(message.provider_id or "")
-    yield "conversation", escape(message.conversation_id or "")
+    yield "Message-ID", _id(message, "rfc_message_id")
+    yield "provider's id", _id(message, "provider_id")
+    yield "conversation", _id(message, "conversation_id")
     yield "evidence", escape(" ".join(_pairs(message.evidence)))
+
+
+def _id(message: MessageView, name: str) -> str:
+    """An id, or why there is none."""
+    value, why = getattr(message, name), message.missing_ids.get(name)
+    return escape(value) if value else f"[dim]none: {escape(why)}[/]" if why else ""
 
 
 def _handovers(message: MessageView) -> str:

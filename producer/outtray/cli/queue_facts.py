@@ -67,7 +67,8 @@ SELECT (SELECT count(*) FROM outtray.message m
 # Counts all that has ended and is still kept; reads the whole table, so its caller bounds its time.
 ENDED = """
 SELECT m.state, count(*) AS n FROM outtray.message m
-WHERE m.state IN ('sent', 'cancelled', 'expired') AND (%(app)s::uuid IS NULL OR m.app_id = %(app)s) GROUP BY m.state
+WHERE m.state IN ('sent', 'drafted', 'cancelled', 'expired')
+    AND (%(app)s::uuid IS NULL OR m.app_id = %(app)s) GROUP BY m.state
 """
 
 # Reads the mailboxes that do not send at this moment, those that wait for a person first; locks nothing.

@@ -22,6 +22,7 @@ STATES = {
     "handing_over": "cyan",
     "unknown": "bold yellow",
     "sent": "green",
+    "drafted": "green",
     "failed": "red",
     "cancelled": "dim",
     "expired": "dim",

@@ -24,28 +24,36 @@ FromFile = Annotated[
 
 def read_password(from_stdin: bool, from_file: Path | None, prompt: str = "Password") -> str:
     """The secret, without the line's end. Raises `UsageError` that names the flag and the cure."""
+    secret = read_secret(from_stdin, from_file, prompt, "--password-stdin", "--password-file")
+    if "\n" in secret:
+        raise UsageError("a password is one line")
+    return secret
+
+
+def read_secret(from_stdin: bool, from_file: Path | None, prompt: str, stdin_flag: str, file_flag: str) -> str:
+    """A secret that may have several lines, like a certificate. Raises `UsageError` that names flag and cure."""
     if from_stdin and from_file:
-        raise UsageError("give either --password-stdin or --password-file, not both")
+        raise UsageError(f"give either {stdin_flag} or {file_flag}, not both")
     if from_stdin:
-        return _checked(sys.stdin.read(MOST + 1), "--password-stdin")
+        return _checked(sys.stdin.read(MOST + 1), stdin_flag)
     if from_file:
-        return _checked(_read(from_file), "--password-file")
+        return _checked(_read(from_file, file_flag), file_flag)
     if not sys.stdin.isatty():
-        raise UsageError("no terminal to ask for the password on; use --password-stdin or --password-file FILE")
+        raise UsageError(f"no terminal to ask for it on; use {stdin_flag} or {file_flag} FILE")
     return _checked(getpass.getpass(f"{prompt}: "), "the prompt")
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, named: str) -> str:
     try:
         with path.open(encoding="utf-8") as file:
             return file.read(MOST + 1)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UsageError(f"--password-file: {path} cannot be read: {why}") from None
+        raise UsageError(f"{named}: {path} cannot be read: {why}") from None
 
 
 def _checked(text: str, source: str) -> str:
     secret = text.removesuffix("\n").removesuffix("\r")
-    if not secret or len(secret) > MOST or "\n" in secret or "\0" in secret:
-        raise UsageError(f"{source}: a password is one line, not empty, of at most {MOST // 1024} KiB")
+    if not secret or len(secret) > MOST or "\0" in secret:
+        raise UsageError(f"{source}: a secret is not empty, and has at most {MOST // 1024} KiB")
     return secret

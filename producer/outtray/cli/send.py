@@ -21,6 +21,7 @@ from outtray.cli.session import database, ready_services
 from outtray.cli.times import time_of
 from outtray.enqueue import Accepted
 from outtray.find import MessageView
+from outtray.sent_ids import HAS_IDS
 from outtray_schema.message import Message, parse_message
 from outtray_schema.settings import Settings
 
@@ -28,6 +29,8 @@ EXAMPLES = examples(
     'echo "Hi Bob" | outtray send --to bob@example.org --subject Hello',
     'outtray send --to "Bob Lee <bob@example.org>" --subject Offer --html-file offer.html --attach offer.pdf',
     "outtray send --to bob@example.org --subject Later --text-file hi.txt --send-at +2h --wait 30",
+    'echo "Yes, until Friday." | outtray send --reply-to-message 0199b0c2-… --answering reply_all',
+    "outtray send --reply-to-message 0199b0c2-… --answering forward --to dora@example.org --draft",
     "outtray send --file spring.ndjson --idempotency-key spring",
     '  {"to": "bob@example.org", "subject": "Hello", "text": "Hi Bob", "tags": ["spring"]}',
 )
@@ -71,6 +74,25 @@ InReplyTo = Annotated[
 References = Annotated[
     Several, typer.Option("--reference", metavar="MESSAGE-ID", help="Its thread, oldest first.", rich_help_panel=_BODY)
 ]
+ReplyToMessage = Annotated[
+    str | None,
+    typer.Option(
+        "--reply-to-message", metavar="ID", rich_help_panel=_BODY,
+        help="The message that it answers: its id, or in the mailbox its provider's id or <Message-ID>.",
+    ),
+]  # fmt: skip
+AnsweringOption = Annotated[
+    Literal["reply", "reply_all", "forward"],
+    typer.Option("--answering", help="How. A forward's comment comes by --text-file.", rich_help_panel=_BODY),
+]
+Importance = Annotated[
+    Literal["high", "normal", "low"],
+    typer.Option("--importance", help="As recipients see it.", rich_help_panel=_BODY),
+]
+ReadReceipt = Annotated[
+    bool, flag("--request-read-receipt", text="Ask recipients' programs to tell once it was read.", panel=_BODY)
+]
+AsDraft = Annotated[bool, flag("--draft", text="Leave it as a draft in the mailbox, for its person.", panel=_WHEN)]
 Tags = Annotated[
     Several, typer.Option("--tag", metavar="TAG", help="To find, pause or cancel it by.", rich_help_panel=_WHEN)
 ]
@@ -135,6 +157,11 @@ def send(
     header: Headers = None,
     in_reply_to: InReplyTo = None,
     reference: References = None,
+    reply_to_message: ReplyToMessage = None,
+    answering: AnsweringOption = "reply",
+    importance: Importance = "normal",
+    request_read_receipt: ReadReceipt = False,
+    draft: AsDraft = False,
     tag: Tags = None,
     metadata: Metadata = None,
     priority: Priority = "normal",
@@ -158,21 +185,34 @@ def send(
     """
     addresses: dict[str, Any] = {"to": to, "cc": cc, "bcc": bcc, "reply_to": reply_to, "from": sender}
     if file is not None:
-        if any(addresses.values()) or subject or text_file or html_file or wait is not None:
-            raise UsageError("--file brings whole messages; leave out --to, --subject, bodies and --wait")
+        if (
+            any(addresses.values())
+            or subject
+            or text_file
+            or html_file
+            or wait is not None
+            or reply_to_message
+            or draft
+        ):
+            raise UsageError("--file brings whole messages; leave out --to, --subject, bodies, --draft and --wait")
         send_file(FileOrder(file, key, mailbox, dry_run, keep_going, refused), app, as_json)
         return
     if keep_going or refused:
         raise UsageError("--keep-going and --refused belong to --file")
     fields: dict[str, Any] = {
         **addresses,
-        **_bodies(text_file, html_file, has_more=bool(attach or inline)),
+        **_bodies(text_file, html_file, has_more=bool(attach or inline) or answering == "forward"),
         "subject": subject,
         "mailbox": mailbox,
         "attachments": _attachments(attach, inline),
         "headers": _headers(header),
         "in_reply_to": in_reply_to,
         "references": reference,
+        "reply_to_message": reply_to_message,
+        "answering": answering,
+        "importance": importance,
+        "request_read_receipt": request_read_receipt,
+        "mode": "draft" if draft else "send",
         "tags": tag,
         "metadata": _metadata(metadata),
         "priority": priority,
@@ -260,7 +300,8 @@ def _try(settings: Settings, outtray: Outtray, message: Message, as_json: bool) 
     if as_json:
         print_json({"dry_run": True, "state": accepted.state, "due_at": accepted.due_at, "created": accepted.created})
         return
-    done(f"It would be accepted for {count(len(message.recipients), 'recipient')}. Nothing was stored.")
+    whom = count(len(message.recipients), "recipient") if message.recipients else "those whom it answers"
+    done(f"It would be accepted for {whom}. Nothing was stored.")
 
 
 def _enqueue(outtray: Outtray, message: Message, wait: float | None, as_json: bool) -> None:
@@ -299,7 +340,7 @@ def _show_end(message: MessageView, as_json: bool) -> None:
         reason = f": {message.reason}" if message.reason else ""
         out.print(f"{message.id}  {colored(message.state, STATES)}", end="")
         out.print(reason, markup=False, soft_wrap=True)
-        if message.state != "sent":
+        if message.state not in HAS_IDS:
             hint(f"why: outtray explain {message.id}")
-    if message.state != "sent":
+    if message.state not in HAS_IDS:
         raise typer.Exit(Exit.REFUSED)

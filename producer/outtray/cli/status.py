@@ -156,12 +156,8 @@ def _lag(pending: Pending, found: QueueFacts) -> str:
 def _ended_line(found: QueueFacts) -> str:
     if found.ended is None:
         return "[dim]more than can be counted in two seconds[/]"
-    return (
-        ", ".join(
-            f"{found.ended[state]:,} {state}" for state in ("sent", "cancelled", "expired") if found.ended.get(state)
-        )
-        or "0"
-    )
+    states = ("sent", "drafted", "cancelled", "expired")
+    return ", ".join(f"{found.ended[state]:,} {state}" for state in states if found.ended.get(state)) or "0"
 
 
 def _box_counts(found: QueueFacts) -> Iterator[str]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from uuid import UUID
 
 from outtray_schema.outcome import Outcome, Sent
@@ -82,6 +82,58 @@ class Original:
     answering: Answering
     message_id: str | None
     conversation_id: str | None
+
+
+Person = tuple[str, str]
+"""Display name and address of somebody in a mail, as they stand there: either may be empty, neither is checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalFile:
+    """A file of a mail that was read. `fetch` gives its bytes from the beginning; each call starts anew.
+
+    Where its provider refuses or breaks off, `fetch` raises an exception whose `outcome` says who has to wait.
+    """
+
+    filename: str = field(repr=False)
+    content_type: str
+    size: int
+    fetch: Callable[[], AsyncIterator[bytes]] = field(repr=False)
+    inline_id: str | None = None
+    """Its Content-ID without angle brackets, where the html shows it as `cid:`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalMail:
+    """A message of the mailbox as its provider shows it: what answering it takes. Nothing of it is checked yet."""
+
+    message_id: str
+    """The provider's id."""
+    conversation_id: str | None
+    rfc_message_id: str | None = field(repr=False)
+    references: tuple[str, ...] = field(repr=False)
+    """Its own References, or its In-Reply-To where it has none (RFC 5322 3.6.4)."""
+    subject: str = field(repr=False)
+    sender: Person | None = field(repr=False)
+    reply_to: tuple[Person, ...] = field(repr=False)
+    to: tuple[Person, ...] = field(repr=False)
+    cc: tuple[Person, ...] = field(repr=False)
+    date: datetime | None
+    text: str | None = field(repr=False)
+    html: str | None = field(repr=False)
+    attachments: tuple[OriginalFile, ...] = ()
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A session that can read a message of its mailbox."""
+
+    async def read_original(self, ref: str) -> OriginalMail | Outcome:
+        """The message of that provider id, or of that Message-ID where `ref` has its angle brackets.
+
+        An outcome where there is none (`Failed`), or where it cannot be read now or with these scopes. Repeatable.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +207,26 @@ class Finding:
     """With `failed`: who has to wait or act (`Parked`, `Held`), where the provider said so."""
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What became of a draft that its message needs no more. `gone`: there was none; `failed`: it may be there yet."""
+
+    kind: Literal["deleted", "gone", "failed"]
+    outcome: Outcome | None = None
+
+
+@runtime_checkable
+class Remover(Protocol):
+    """A session that can take away a draft of ours."""
+
+    async def remove_draft(self, trace: Trace) -> Removed:
+        """Delete the draft of a message that has ended: the one that is named, or else any with our key. Repeatable.
+
+        Never raises for what a provider answers.
+        """
+        ...
+
+
 class Session(Protocol):
     """One mailbox's connection to its provider, for one turn."""
 
@@ -186,6 +258,12 @@ class Shut:
 
     async def find_evidence(self, trace: Trace) -> Finding:
         return Finding("failed", "the mailbox could not be opened", outcome=self.outcome)
+
+    async def read_original(self, ref: str) -> Outcome:
+        return self.outcome
+
+    async def remove_draft(self, trace: Trace) -> Removed:
+        return Removed("failed", self.outcome)
 
     async def close(self) -> None:
         return None

@@ -18,9 +18,9 @@ from uuid import UUID
 
 from outtray_schema.outcome import Drafted, Failed, NotBegun, Outcome, Sent, Unknown
 from outtray_worker.deadline import Deadline
-from outtray_worker.providers import Account, Draft, Finding, Mail, Trace
+from outtray_worker.providers import Account, Draft, Finding, Mail, Original, OriginalMail, Removed, Trace
 
-Step = Literal["prepare", "hand_over"]
+Step = Literal["prepare", "hand_over", "read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Accepted:
     sha256: str
     size: int
     monotonic: float
+    original: Original | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class MemoryProvider:
         """How often `prepare`, `hand_over` (begun, not merely called) and `abandon` happened."""
         self.during_handover: asyncio.Event | None = None
         """Where set, a handover waits for it before it answers: a test stands in the middle of one."""
+        self.originals: list[OriginalMail] = []
+        """What lies in the mailbox, to be answered."""
         self._answers: deque[Answer] = deque()
 
     def answer(self, answer: Answer, times: int = 1) -> None:
@@ -107,6 +110,7 @@ class MemorySession:
             digest.hexdigest(),
             size,
             time.monotonic(),
+            mail.original,
         )
         if self._provider.drafts is None:
             return Failed("no drafts here") if mail.only_draft else MemoryPrepared(self._provider, accepted, None, mail)
@@ -133,6 +137,25 @@ class MemorySession:
         if trace.draft and trace.draft.id in (self._provider.drafts or {}):
             return Finding("still_draft", "the bound draft")
         return Finding("nothing" if trace.draft else "absent", "what was sent, by our key")
+
+    async def remove_draft(self, trace: Trace) -> Removed:
+        """The draft that is named, or else that of this message."""
+        drafts = self._provider.drafts or {}
+        named = trace.draft.id if trace.draft else None
+        ours = [each for each, of in drafts.items() if each == named or (named is None and of == trace.message_id)]
+        for each in ours:
+            del drafts[each]
+        self._provider.seen["removed"] += len(ours)
+        return Removed("deleted" if ours else "gone")
+
+    async def read_original(self, ref: str) -> OriginalMail | Outcome:
+        """One of `originals`, by either of its ids."""
+        self._provider.seen["read"] += 1
+        answer = self._provider.next_answer("read")
+        if answer and answer.outcome:
+            return answer.outcome
+        found = (each for each in self._provider.originals if ref in (each.message_id, each.rfc_message_id))
+        return next(found, None) or Failed("the message that it answers is not in the mailbox")
 
     async def close(self) -> None:
         self._provider.seen["close"] += 1

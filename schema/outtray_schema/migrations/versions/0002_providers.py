@@ -17,6 +17,7 @@ def downgrade() -> None:
     """Take back what 0001 does not know. Drafts that are bound, tokens and consents are lost with it."""
     op.execute("""
         DROP TABLE outtray.unknown_signal, outtray.consent, outtray.token;
+        DROP INDEX outtray.message_provider_id, outtray.message_delivered_id;
         UPDATE outtray.message SET state = 'cancelled' WHERE state = 'drafted';
         ALTER TABLE outtray.message
             DROP CONSTRAINT message_state_check, DROP CONSTRAINT message_ended_check,

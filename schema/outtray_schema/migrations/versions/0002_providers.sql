@@ -59,6 +59,9 @@ BEGIN EXECUTE format('ALTER TABLE outtray.message DROP CONSTRAINT %I', old); END
 ALTER TABLE outtray.message ADD CONSTRAINT message_ended_check
     CHECK ((state IN ('sent', 'drafted', 'failed', 'cancelled', 'expired')) = (ended_at IS NOT NULL));
 CREATE INDEX message_look ON outtray.message (look_at) WHERE look_at IS NOT NULL;
+-- Messages are found by their provider's ids. A Message-ID that is still ours holds the id and needs no index.
+CREATE INDEX message_provider_id ON outtray.message (provider_id) WHERE provider_id IS NOT NULL;
+CREATE INDEX message_delivered_id ON outtray.message (rfc_message_id) WHERE strpos(rfc_message_id, id::text) = 0;
 
 -- Answers of providers that no row of their tables knows: handled safely, counted, kept for the operator, redacted.
 CREATE TABLE outtray.unknown_signal (

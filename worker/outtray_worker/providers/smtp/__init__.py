@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from outtray_schema.outcome import Failed, Held, NotBegun, Outcome
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import Deadline, boottime
-from outtray_worker.providers import Account, Finding, Mail, Trace
+from outtray_worker.providers import Account, Finding, Mail, NoToken, Trace
 from outtray_worker.providers.names import Names
 from outtray_worker.providers.smtp.auth import secrets_of
 from outtray_worker.providers.smtp.body import Body, ContentLost
@@ -168,9 +168,33 @@ class SmtpSession:
         await self.close()
         server = Server.of(self._account.server)
         context = await self._provider.context(server.ca_file)
+        credentials = await self._credentials()
+        try:
+            return await self._connect(server, context, credentials)
+        except Ended as end:
+            tokens = self._account.tokens
+            if tokens is None or end.outcome.evidence.get("rule") != "credentials-refused":
+                raise
+        # A token may be revoked before its time: one newer one is tried, on a connection of its own (docs, 2026-11).
+        self.drop()
+        return await self._connect(server, context, await self._credentials(refused=str(credentials["access_token"])))
+
+    async def _connect(self, server: Server, context: ssl.SSLContext, credentials: Mapping[str, Any]) -> Link:
+        self._secrets = tuple(secrets_of(credentials))
         self._link = link = Link(server, self._settings, Redactor(*self._secrets))
-        await connect(link, self._account.credentials, self._settings, context, self._provider.names)
+        await connect(link, credentials, self._settings, context, self._provider.names)
         return link
+
+    async def _credentials(self, refused: str | None = None) -> Mapping[str, Any]:
+        """What logs in: the stored password, or an access token. Raises `Ended` where there is none."""
+        tokens = self._account.tokens
+        if tokens is None:
+            return self._account.credentials
+        try:
+            token = await (tokens.access() if refused is None else tokens.renewed(refused))
+        except NoToken as error:
+            raise Ended(error.outcome) from None
+        return {**self._account.credentials, "access_token": token}
 
     async def _still_good(self, link: Link) -> bool:
         if not link.usable or link.messages >= self._settings.smtp_session_messages:
