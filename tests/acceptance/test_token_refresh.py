@@ -1,8 +1,9 @@
 """Tokens with real processes: workers die within a refresh, and still each expiry costs one refresh per mailbox.
 
 Four workers send for 50 mailboxes whose access tokens live for four seconds; the token server is slow, says which
-refreshes are under way, rotates the refresh tokens and counts. The judge is the server's own record: a refresh is *early*
-if the mailbox's last token was not yet old enough to be refreshed, and only a refresh that a kill cut off excuses one.
+refreshes are under way, rotates the refresh tokens and counts. The judge is the server's own record: a refresh is
+*early* if the mailbox's last token was not yet old enough to be refreshed, and only a refresh that a kill cut off
+excuses one.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ def outtray(database: Database, google: GoogleServer, microsoft: MicrosoftServer
         OUTTRAY_GOOGLE_TOKEN_URL=google.token_url,
         OUTTRAY_GOOGLE_REVOKE_URL=google.revoke_url,
         OUTTRAY_ENTRA_URL=microsoft.entra_url,
+        OUTTRAY_GMAIL_URL=google.url,
+        OUTTRAY_GRAPH_URL=microsoft.graph_url,
     )
     line.ok("app", "add", "default")
     return line
@@ -343,3 +345,33 @@ def test_a_connected_mailbox_is_tested_without_sending(database, outtray, browse
     ask(database.settings, "UPDATE outtray.token SET expires_at = outtray.outtray_now()")
     refused = outtray("mailbox", "test", "ann@example.com")
     assert refused.code == 1 and "withdrawn" in refused.err and "mailbox connect google" in refused.out
+
+
+# ── which From addresses it may use ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_connecting_learns_the_verified_from_addresses_where_the_scopes_show_them(outtray, browser, google, microsoft):
+    google.house.add_alias("ann@example.com", "sales@example.com")
+    google.house.add_alias("ann@example.com", "unproven@example.com", status="pending")
+    add_google_app(outtray)
+    connected = outtray.ok("mailbox", "connect", "google", "--scopes", "full", "--json").json
+    assert connected["mailbox"]["aliases"] == ["sales@example.com"]
+    microsoft.house.add_user("ann@contoso.example", aliases=["info@contoso.example"])
+    add_entra_app(outtray, microsoft)
+    connected = outtray.ok("mailbox", "connect", "microsoft", "--scopes", "full", "--json").json
+    assert connected["mailbox"]["aliases"] == ["info@contoso.example"]
+
+
+def test_senders_are_learned_later_too_and_keep_what_was_entered(outtray, browser, google):
+    add_google_app(outtray)
+    outtray.ok("mailbox", "connect", "google", "--scopes", "full")
+    outtray.ok("mailbox", "set", "ann@example.com", "--alias", "entered@example.com")
+    google.house.add_alias("ann@example.com", "sales@example.com")
+    learned = outtray.ok("mailbox", "senders", "ann@example.com", "--json").json["mailbox"]
+    assert learned["aliases"] == ["entered@example.com", "sales@example.com"]
+
+
+def test_scopes_that_show_no_from_addresses_leave_them_as_they_are(outtray, browser):
+    add_google_app(outtray)
+    connected = outtray.ok("mailbox", "connect", "google", "--scopes", "send", "--json").json
+    assert connected["mailbox"]["aliases"] == []

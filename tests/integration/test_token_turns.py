@@ -112,6 +112,36 @@ def test_a_hold_is_written_against_the_credentials_that_the_turn_rotated(databas
     run(test())
 
 
+def test_a_hold_is_written_against_what_somebody_else_rotated_meanwhile(database, tmp_path):
+    """Between the claim and the refresh another worker rotated, and then the consent was withdrawn."""
+
+    async def test() -> None:
+        async with office(database, tmp_path, rotate=True) as o:
+            box = o.connect()
+            o.worker.enqueue(box)
+            claimed = o.worker.process.open_session
+
+            def rotate_first(mailbox: Any) -> Any:
+                mailbox.credentials_version -= 1  # as if it had been claimed before that rotation
+                o.server.people["ann"].revoked = True
+                mailbox.credentials, mailbox.credentials_version = sealed_before(mailbox)
+                return claimed(mailbox)
+
+            def sealed_before(mailbox: Any) -> tuple[bytes, int]:
+                from outtray_schema import bindings
+
+                ring, version = o.worker.process.vault.credentials, mailbox.credentials_version
+                old = ring.decrypt(mailbox.credentials, bindings.credentials(mailbox.id, version + 1))
+                return ring.encrypt(old, bindings.credentials(mailbox.id, version)), version
+
+            o.worker.process.open_session = rotate_first  # type: ignore[method-assign]
+            await o.worker.round()
+            assert (await o.status(box))[0] == "reconnect"
+            assert await o.kinds("mailbox.reconnect") == [box]
+
+    run(test())
+
+
 def test_a_refused_client_parks_its_mailboxes_asks_nobody_and_a_new_secret_frees_them(database, tmp_path):
     async def test() -> None:
         async with office(database, tmp_path) as o:

@@ -20,6 +20,7 @@ from outtray.cli.screen import done, errors, facts, hint, out, print_json, size
 from outtray.cli.session import database, ready_services
 
 if TYPE_CHECKING:
+    from outtray.mailboxes import Mailbox as MailboxView
     from outtray_schema.consent import Consented, Issuer
     from outtray_schema.outcome import Outcome
     from outtray_schema.settings import Settings
@@ -40,7 +41,8 @@ def register(app: typer.Typer) -> None:
     app.command("worker", epilog=examples("outtray worker"), rich_help_panel=panel)(worker)
     app.command("dispatcher", epilog=examples("outtray dispatcher"), rich_help_panel=panel)(dispatcher)
     app.command("flower", epilog=examples("outtray flower --port 5556"), rich_help_panel=panel)(flower)
-    mailboxes.group.add_typer(connect.commands(ask_for_consent), name="connect")
+    mailboxes.group.add_typer(connect.commands(ask_for_consent, learn_senders), name="connect")
+    mailboxes.group.command("senders", epilog=examples("outtray mailbox senders ann@example.com"))(senders)
     mailboxes.group.command("test", epilog=examples("outtray mailbox test ann@example.com"))(check_mailbox)
 
 
@@ -96,6 +98,35 @@ def ask_for_consent(
         settings, issuer, provider_app, scopes, device=device, hint=hint, say=connect.tell,
         show=lambda url: connect.open_page(url, browser, quiet),
     )  # fmt: skip
+
+
+def learn_senders(outtray: Outtray, box: MailboxView) -> MailboxView:
+    """Take the From addresses that the provider shows as the mailbox's aliases, beside those that were entered."""
+    if box.provider == "smtp":  # its server keeps no such list
+        return box
+    with needs("worker"):
+        from outtray_schema.outcome import Outcome
+        from outtray_worker import mailbox_check
+    with database(outtray.settings) as connection:
+        found = asyncio.run(mailbox_check.read_senders(outtray.settings, connection, box.id))
+    if isinstance(found, Outcome):
+        return box
+    known = {address.lower() for address in (box.address, *box.aliases)}
+    learned = [address for address in found if address.lower() not in known]
+    return outtray.mailboxes.set(box.id, aliases=[*box.aliases, *learned]) if learned else box
+
+
+def senders(name: Mailbox, app: AppName = None, as_json: Json = False) -> None:
+    """Learn which From addresses the provider lets this mailbox use, and keep them as its aliases.
+
+    `mailbox connect` does it by itself. Gmail shows them to settings.basic, readonly or modify; Microsoft to User.Read.
+    """
+    with ready_services() as settings, Outtray(settings, app=app) as outtray:
+        box = learn_senders(outtray, outtray.mailboxes.get(mailbox_name(name)))
+    if as_json:
+        print_json({"mailbox": box})
+        return
+    done(f"{escape(box.address)} may send as: {escape(', '.join((box.address, *box.aliases)))}")
 
 
 def check_mailbox(name: Mailbox, app: AppName = None, as_json: Json = False) -> None:

@@ -67,6 +67,30 @@ async def check_mailbox(settings: Settings, connection: Connection[Any], mailbox
         await web.close()
 
 
+async def read_senders(settings: Settings, connection: Connection[Any], mailbox_id: UUID) -> list[str] | Outcome:
+    """The addresses that the provider lets this mailbox stand in From, its own among them.
+
+    An outcome where its scopes do not show them. Raises `NotFound`, and `WrongState` where the provider keeps no list.
+    """
+    with connection.cursor(row_factory=class_row(StoredMailbox)) as cursor:
+        box = cursor.execute(STORED, {"id": mailbox_id}).fetchone()
+    if box is None:
+        raise NotFound("the mailbox has just been removed")
+    web = Web(settings)
+    try:
+        async with own_auth(settings) as auth:
+            account = open_account(load_vault(settings), box, auth)
+            match box.provider:
+                case "gmail":
+                    found = await GmailProvider(settings, web).identities(account)
+                    return found if isinstance(found, Outcome) else [each.address for each in found if each.verified]
+                case "microsoft":
+                    return await MicrosoftProvider(settings, web).identities(account)
+    finally:
+        await web.close()
+    raise WrongState(f"a mailbox of the provider {box.provider!r} keeps no list of its From addresses; enter them")
+
+
 def _provider(settings: Settings, web: Web, name: str) -> Checking:
     match name:
         case "smtp":

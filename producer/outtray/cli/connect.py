@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import webbrowser
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import typer
@@ -67,6 +67,10 @@ class Ask(Protocol):
     ) -> Consented: ...
 
 
+Learn = Callable[[Outtray, MailboxView], MailboxView]
+"""Learns which From addresses a mailbox may use, where its provider shows them: returns it as it is then."""
+
+
 def tell(text: str) -> None:
     """Tell a person what to do; on standard error, since standard output may be a machine's."""
     errors.print(text, markup=False, soft_wrap=True)
@@ -81,8 +85,8 @@ def open_page(url: str, browser: bool, quiet: bool) -> None:
         webbrowser.open(url)
 
 
-def commands(ask: Ask) -> typer.Typer:
-    """`outtray mailbox connect` with a way to ask for consents."""
+def commands(ask: Ask, learn: Learn) -> typer.Typer:
+    """`outtray mailbox connect` with a way to ask for consents, and one to learn the From addresses afterwards."""
     group = options.group("Connect a mailbox by its owner's consent.")
 
     @group.command(
@@ -109,7 +113,7 @@ def commands(ask: Ask) -> typer.Typer:
         A page opens in the browser; its queue goes on as soon as its owner has consented.
         """
         wish = _Wish("google", smtp, scopes, address, name, plan)
-        _connect(ask, wish, provider_app, app, as_json, browser=not no_browser)
+        _connect(ask, learn, wish, provider_app, app, as_json, browser=not no_browser)
 
     @group.command(
         "microsoft",
@@ -136,7 +140,7 @@ def commands(ask: Ask) -> typer.Typer:
         With another address than the person's own it is a shared mailbox, in which they may send.
         """
         wish = _Wish("microsoft", smtp, scopes, address, name, plan)
-        _connect(ask, wish, provider_app, app, as_json, browser=not no_browser, device=device)
+        _connect(ask, learn, wish, provider_app, app, as_json, browser=not no_browser, device=device)
 
     return group
 
@@ -164,6 +168,7 @@ class _Wish:
 
 def _connect(
     ask: Ask,
+    learn: Learn,
     wish: _Wish,
     provider_app: str | None,
     app: str | None,
@@ -184,7 +189,7 @@ def _connect(
             browser=browser,
             quiet=as_json,
         )
-        box = _store(outtray, wish, chosen, consented)
+        box = learn(outtray, _store(outtray, wish, chosen, consented))
     holds = guarantee(box.provider, box.scopes)
     unticked = missing(wish.scopes, consented.scopes)
     if as_json:

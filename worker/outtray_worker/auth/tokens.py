@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -28,7 +28,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from outtray_schema.consent import APP_REFUSED, canonical, missing, of_audience
 from outtray_schema.database import connect_options, conninfo
 from outtray_schema.errors import CannotOpen, UnknownKey
-from outtray_schema.outcome import Held, Outcome, Parked, Scope
+from outtray_schema.outcome import Evidence, Held, Outcome, Parked, Scope
 from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault, load_vault
 from outtray_worker.auth import store
@@ -65,6 +65,17 @@ class Box(Protocol):
     credentials_version: int
 
 
+K = TypeVar("K", "Kept", "Ended")
+
+
+class Ended(NoToken):
+    """Only the owner can help; `credentials_version` says which credentials were refused."""
+
+    def __init__(self, outcome: Held, credentials_version: int) -> None:
+        super().__init__(outcome)
+        self.credentials_version = credentials_version
+
+
 class MailboxTokens:
     """`providers.Tokens` of one mailbox and audience, for one turn."""
 
@@ -76,15 +87,23 @@ class MailboxTokens:
     async def access(self) -> str:
         """A token that has at least the margin to live. Raises `NoToken`."""
         kept = self._auth.kept(self._box.id, self._audience, self._box.credentials_version)
-        return self._took(kept or await self._auth.fetch(self._box.id, self._audience, None, None))
+        return self._follow(kept or await self._fetch(None, None)).token
 
     async def renewed(self, refused: str, claims: str | None = None) -> str:
         """A newer token than `refused`; with a challenge one that answers its claims. Raises `NoToken`."""
-        return self._took(await self._auth.fetch(self._box.id, self._audience, refused, claims))
+        return self._follow(await self._fetch(refused, claims)).token
 
-    def _took(self, kept: Kept) -> str:
-        self._box.credentials_version = max(self._box.credentials_version, kept.credentials_version)
-        return kept.token
+    async def _fetch(self, refused: str | None, claims: str | None) -> Kept:
+        try:
+            return await self._auth.fetch(self._box.id, self._audience, refused, claims)
+        except Ended as end:
+            self._follow(end)
+            raise
+
+    def _follow(self, found: K) -> K:
+        """Whatever becomes of this turn speaks of these credentials."""
+        self._box.credentials_version = max(self._box.credentials_version, found.credentials_version)
+        return found
 
 
 class Auth:
@@ -235,7 +254,7 @@ class Auth:
         """Ask the token endpoint, with no transaction open. Raises `Answered`, `NoAnswer`, `Unusable`, `NoToken`."""
         credentials = store.open_credentials(self._vault, wish.mailbox_id, stored)
         if credentials.get("kind") not in KINDS or not (credentials.get("refresh_token") or credentials.get("subject")):
-            raise NoToken(Held("its consent was given back; connect it again"))
+            raise Ended(Held("its consent was given back; connect it again"), stored.credentials_version)
         asked_at = self._clock()
         grant = await self._refresher.refresh(
             credentials, app.client(self._vault), stored.scopes, wish.audience, wish.claims, deadline
@@ -257,7 +276,8 @@ class Auth:
         if lost and len(lost) < len(wanted):
             log.info("a consent was withdrawn in part", scopes=lost)
             reason = f"the consent for {', '.join(lost)} was withdrawn; connect it again, or with fewer scopes"
-            raise NoToken(Held(reason, evidence={"rule": "scope-withdrawn", "granted": len(canonical(grant.scopes))}))
+            evidence: Evidence = {"rule": "scope-withdrawn", "granted": len(canonical(grant.scopes))}
+            raise Ended(Held(reason, evidence=evidence), stored.credentials_version)
 
     # ── what came of it ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -279,7 +299,7 @@ class Auth:
             await self._accepted(app)
             if await self._changed(wish, stored):
                 return None
-            raise NoToken(Held(verdict.reason, evidence=verdict.evidence))
+            raise Ended(Held(verdict.reason, evidence=verdict.evidence), stored.credentials_version)
         if verdict.becomes == "app" and await self._refuse(app, verdict):
             return None
         if verdict.becomes == "bug":
