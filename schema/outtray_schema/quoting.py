@@ -58,9 +58,8 @@ def foreign_file(filename: str, content: bytes, content_type: str, inline_id: st
     composite = kind.lower().startswith(("multipart/", "message/"))
     if composite or not _MEDIA_TYPE.fullmatch(kind):
         kind = "application/octet-stream"
-    name = re.sub(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+|=\?", "_", filename).strip(" ._") or (
-        "message.eml" if composite else "attachment"
-    )
+    name = re.sub(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+|=\?", "_", filename)
+    name = re.sub(r"^[\s._]+|[\s._]+$", "", name) or ("message.eml" if composite else "attachment")
     inline = inline_id if inline_id and _INLINE_ID.fullmatch(inline_id) else None
     return Attachment(_within(name, 255), content, content_type=kind, inline_id=inline)
 
