@@ -152,7 +152,7 @@ mailbox = Table(
     CheckConstraint("turn_until IS NULL OR turn_fence > 0"),
     CheckConstraint("on_unknown IN ('hold', 'resend')"),
     _where("mailbox_due", "app_id", "next_at", where="next_at IS NOT NULL AND status = 'active'"),
-    _where("mailbox_turn", "turn_until", where="turn_until IS NOT NULL"),
+    _where("mailbox_turn", "app_id", "turn_until", where="turn_until IS NOT NULL"),
     postgresql_with={"fillfactor": 70},
 )  # fmt: skip
 

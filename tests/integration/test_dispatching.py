@@ -102,7 +102,10 @@ def test_only_apps_with_few_due_mailboxes_overtake_and_the_longest_due_comes_fir
                 )
             assert await pick_few(w.db, 64, AGAIN) == boxes[::-1]
             assert await pick_few(w.db, 64, AGAIN) == [], "they are on their way"
-            assert len(await pick(w.db, 64, AGAIN)) == FEW + 1
+            for box in (await pick(w.db, 64, AGAIN))[2:]:
+                await w.claim(box)
+            await w.db.execute("UPDATE outtray.mailbox SET round_at = NULL")
+            assert set(await pick_few(w.db, 64, AGAIN)) == set(boxes), "what is in its turn counts as well"
 
     run(scene())
 

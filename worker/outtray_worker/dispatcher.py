@@ -119,8 +119,7 @@ class Dispatcher:
         self._due.clear()
         room = self._settings.round_backlog - await asyncio.to_thread(self._rounds.waiting)
         picked: list[UUID] = []
-        if room < self._settings.round_backlog:
-            await self._overtake(connection, room)
+        await self._overtake(connection, room)
         if room > 0:
             size = self._settings.round_mailboxes
             picked = await pick(connection, room * size, self._settings.round_again)
@@ -134,7 +133,7 @@ class Dispatcher:
         return 0.0
 
     async def _overtake(self, connection: AsyncConnection[Any], room: int) -> None:
-        """While rounds wait, small apps are served by rounds that overtake them; at most as many again may wait."""
+        """Small apps are served by rounds that overtake all others; at most as many again may wait."""
         if room > -self._settings.round_backlog:
             few = await pick_few(connection, self._settings.round_mailboxes, self._settings.round_again)
             await self._send(connection, few, EXPRESS)

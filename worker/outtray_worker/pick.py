@@ -37,20 +37,29 @@ FROM locked, candidate c, t WHERE m.id = locked.id AND c.id = locked.id
 RETURNING m.id, c.place, c.next_at
 """
 
-# The due mailboxes of apps that have few of them, for rounds that overtake. Locks as PICK does.
+# The due mailboxes of small apps, for rounds that overtake. What is due and what runs is counted only as far as it takes
+# to see that an app is not small. Locks as PICK does.
 PICK_FEW = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now, EXISTS (SELECT FROM outtray.switch) AS switches),
+small AS MATERIALIZED (
+    SELECT a.id
+    FROM outtray.app a, t,
+        LATERAL (SELECT count(*) AS n FROM (
+            SELECT FROM outtray.mailbox m WHERE m.app_id = a.id AND m.status = 'active' AND m.next_at <= t.now
+            LIMIT %(few)s + 1) AS m) AS due,
+        LATERAL (SELECT count(*) AS n FROM (
+            SELECT FROM outtray.mailbox m WHERE m.app_id = a.id AND m.turn_until IS NOT NULL
+            LIMIT %(few)s + 1) AS m) AS running
+    WHERE due.n > 0 AND due.n + running.n <= %(few)s),
 candidate AS MATERIALIZED (
-    SELECT unnest(box.ids) AS id
-    FROM outtray.app a, t, LATERAL (
-        SELECT array_agg(m.id) AS ids, count(*) AS due FROM (
-            SELECT m.id FROM outtray.mailbox m
-            WHERE m.app_id = a.id AND m.status = 'active' AND m.next_at <= t.now
-              AND (m.turn_until IS NULL OR m.turn_until <= t.now)
-              AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
-              AND NOT (t.switches AND outtray.switched_off(m.app_id, m.provider))
-            ORDER BY m.next_at LIMIT %(few)s + 1) AS m) AS box
-    WHERE box.due <= %(few)s LIMIT %(limit)s),
+    SELECT box.id FROM small, t, LATERAL (
+        SELECT m.id FROM outtray.mailbox m
+        WHERE m.app_id = small.id AND m.status = 'active' AND m.next_at <= t.now
+          AND (m.turn_until IS NULL OR m.turn_until <= t.now)
+          AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
+          AND NOT (t.switches AND outtray.switched_off(m.app_id, m.provider))
+        ORDER BY m.next_at LIMIT %(few)s) AS box
+    LIMIT %(limit)s),
 locked AS (
     SELECT m.id FROM outtray.mailbox m, t
     WHERE m.id IN (SELECT id FROM candidate) AND m.status = 'active' AND m.next_at <= t.now
@@ -60,7 +69,7 @@ UPDATE outtray.mailbox m SET round_at = t.now FROM locked, t WHERE m.id = locked
 """
 
 FEW = 8
-"""An app with no more due mailboxes than these is small: it waits for nobody's backlog."""
+"""An app with no more mailboxes due or in their turns than these is small: it waits for nobody's backlog."""
 
 # A round that could not be published is due again at once.
 UNPICK = """
@@ -88,7 +97,7 @@ async def pick(connection: AsyncConnection[Any], limit: int, again: timedelta) -
 
 
 async def pick_few(connection: AsyncConnection[Any], limit: int, again: timedelta) -> list[UUID]:
-    """Pick up to `limit` due mailboxes of the apps that have few, longest due first."""
+    """Pick up to `limit` due mailboxes of small apps, longest due first."""
     cursor = await connection.execute(PICK_FEW, {"few": FEW, "limit": limit, "again": again}, prepare=True)
     rows = await cursor.fetchall()
     return [row[0] for row in sorted(rows, key=lambda row: row[1])]

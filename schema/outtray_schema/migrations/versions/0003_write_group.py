@@ -14,4 +14,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DROP FUNCTION outtray.write_group_1")
+    op.execute("""
+        DROP FUNCTION outtray.write_group_1;
+        DROP INDEX outtray.mailbox_turn;
+        CREATE INDEX mailbox_turn ON outtray.mailbox (turn_until) WHERE turn_until IS NOT NULL""")

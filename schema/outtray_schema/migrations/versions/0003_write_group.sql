@@ -1,3 +1,7 @@
+-- An app that has few mailboxes due or in their turns is served first: the dispatcher counts both, app by app.
+DROP INDEX outtray.mailbox_turn;
+CREATE INDEX mailbox_turn ON outtray.mailbox (app_id, turn_until) WHERE turn_until IS NOT NULL;
+
 -- What turns asked of the registrar, in one call and so in one transaction: lock the mailboxes, pass gates and write
 -- outcomes, move the mailboxes. `worker/outtray_worker/group.py` calls it. Its number rises when it changes: during a
 -- deploy, workers of two releases call two functions.
