@@ -107,6 +107,12 @@ class Inside:
         self.shifts.append((time.monotonic(), ahead + by.total_seconds()))
         await tend(self.w.db, SETTLE)
 
+    async def look(self) -> int:
+        """Carry out all looks for evidence that are due. Returns how many there were."""
+        begun = await self.process.looks.pick_for_itself()
+        await self.process.looks.drain()
+        return begun
+
     async def message(self, message_id: UUID) -> dict[str, Any]:
         return await self.w.row("message", message_id)
 

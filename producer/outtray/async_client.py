@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from outtray import apps, find, mailboxes, many, oauth, oauth_apps, suppression
+from outtray import apps, budgets, find, mailboxes, many, oauth, oauth_apps, suppression
 from outtray import cancel as cancelling
 from outtray import events as outbox
 from outtray import explain as explaining
@@ -111,6 +111,7 @@ class AsyncMailboxes(_Part):
     get = _carried_out(mailboxes.get)
     set = _carried_out(mailboxes.change)
     set_password = _carried_out(mailboxes.set_password)
+    set_imap = _carried_out(mailboxes.set_imap)
     reconnect = _carried_out(mailboxes.reconnect)
     pause = _carried_out(mailboxes.pause)
     resume = _carried_out(mailboxes.resume)
@@ -142,8 +143,18 @@ class AsyncProviderApps(_Part):
     add = _carried_out(oauth_apps.add)
     get = _carried_out(oauth_apps.get)
     list = _carried_out(oauth_apps.list_all)
+    set = _carried_out(oauth_apps.change)
     set_secret = _carried_out(oauth_apps.set_secret)
     remove = _carried_out(oauth_apps.remove)
+
+
+class AsyncBudgets(_Part):
+    """`client.budgets`: limits of 24 hours that several mailboxes share, of every app."""
+
+    add = _carried_out(budgets.add)
+    list = _carried_out(budgets.list_all)
+    set = _carried_out(budgets.change)
+    remove = _carried_out(budgets.remove)
 
 
 class AsyncApps(_Part):
@@ -173,6 +184,7 @@ class AsyncOuttray(_Part):
         self.mailboxes = AsyncMailboxes(self._runner)
         self.apps = AsyncApps(self._runner)
         self.provider_apps = AsyncProviderApps(self._runner)
+        self.budgets = AsyncBudgets(self._runner)
 
     async def __aenter__(self) -> AsyncOuttray:
         return self
@@ -256,6 +268,9 @@ class AsyncOuttray(_Part):
     cancel_where = _carried_out(cancelling.cancel_where)
     reschedule = _carried_out(cancelling.reschedule)
     resolve = _carried_out(resolving.resolve)
+    resolve_where = _carried_out(resolving.resolve_where)
+    unknown = _carried_out(resolving.unknown)
+    evidence = _carried_out(resolving.evidence)
     events = _carried_out(outbox.read_events)
     pause = _carried_out(switching.pause)
     resume = _carried_out(switching.resume)

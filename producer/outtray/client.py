@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from outtray import apps, find, mailboxes, many, oauth, oauth_apps, suppression
+from outtray import apps, budgets, find, mailboxes, many, oauth, oauth_apps, suppression
 from outtray import cancel as cancelling
 from outtray import events as outbox
 from outtray import explain as explaining
@@ -118,6 +118,7 @@ class Mailboxes(_Part):
     get = _carried_out(mailboxes.get)
     set = _carried_out(mailboxes.change)
     set_password = _carried_out(mailboxes.set_password)
+    set_imap = _carried_out(mailboxes.set_imap)
     reconnect = _carried_out(mailboxes.reconnect)
     pause = _carried_out(mailboxes.pause)
     resume = _carried_out(mailboxes.resume)
@@ -149,8 +150,18 @@ class ProviderApps(_Part):
     add = _carried_out(oauth_apps.add)
     get = _carried_out(oauth_apps.get)
     list = _carried_out(oauth_apps.list_all)
+    set = _carried_out(oauth_apps.change)
     set_secret = _carried_out(oauth_apps.set_secret)
     remove = _carried_out(oauth_apps.remove)
+
+
+class Budgets(_Part):
+    """`client.budgets`: limits of 24 hours that several mailboxes share, of every app."""
+
+    add = _carried_out(budgets.add)
+    list = _carried_out(budgets.list_all)
+    set = _carried_out(budgets.change)
+    remove = _carried_out(budgets.remove)
 
 
 class Apps(_Part):
@@ -183,6 +194,7 @@ class Outtray(_Part):
         self.mailboxes = Mailboxes(self._runner)
         self.apps = Apps(self._runner)
         self.provider_apps = ProviderApps(self._runner)
+        self.budgets = Budgets(self._runner)
 
     def __enter__(self) -> Outtray:
         return self
@@ -274,6 +286,9 @@ class Outtray(_Part):
     cancel_where = _carried_out(cancelling.cancel_where)
     reschedule = _carried_out(cancelling.reschedule)
     resolve = _carried_out(resolving.resolve)
+    resolve_where = _carried_out(resolving.resolve_where)
+    unknown = _carried_out(resolving.unknown)
+    evidence = _carried_out(resolving.evidence)
     events = _carried_out(outbox.read_events)
     pause = _carried_out(switching.pause)
     resume = _carried_out(switching.resume)

@@ -27,6 +27,7 @@ from outtray.explain_reasons import (
     quota,
     suppressed,
     switched_off,
+    taught,
     timed,
     turn,
     unknown,
@@ -75,9 +76,9 @@ def _explain(door: Door, row: Row) -> Plan[Explanation]:
     limits = limits_of(row)
     if limits is None:
         return unreadable(row)
-    later = timed(row, door.settings.attempts)
-    if later is not None:
-        return later
-    ahead = yield from ahead_of(row)
-    free = yield from fits_at(row, limits, ahead)
-    return quota(row, free) or paced(row, limits, ahead) or turn(row, limits, ahead)
+    answer = timed(row, door.settings.attempts)
+    if answer is None:
+        ahead = yield from ahead_of(row)
+        free = yield from fits_at(row, limits, ahead)
+        answer = quota(row, free) or paced(row, limits, ahead) or turn(row, limits, ahead)
+    return replace(answer, details=(*answer.details, *taught(limits)))

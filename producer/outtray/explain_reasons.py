@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from outtray.evidence import Sought, lines, sought
 from outtray.explain_facts import Ahead
 from outtray.plan import Row
 from outtray_schema.consent import APP_REFUSED
 from outtray_schema.errors import InvalidMailbox
+from outtray_schema.learned import Learned
 from outtray_schema.ledger import Frees
-from outtray_schema.plans import Limits, effective_limits
+from outtray_schema.plans import Limits, effective_limits, with_learned
 
 Who = Literal["nobody", "owner", "operator", "app developer"]
 
@@ -82,11 +84,24 @@ def unknown(row: Row, settle: timedelta) -> Explanation | None:
     if row["state"] != "unknown":
         return None
     reason = f"nobody can tell whether the provider took it: {row['reason'] or 'its handover got no answer'}"
-    again_at = max(row["handover_until"] + settle, row["now"]) if row["handover_until"] else row["now"]
-    if row["on_unknown"] == "resend" and row["cancel_asked_at"] is None:
-        return Explanation("unknown", "unknown", f"{reason}; by its policy it is sent again", again_at)
+    seen = sought(row)
+    shown = lines(seen)
+    if not seen.is_planned:
+        planning = Explanation("unknown", "unknown", f"{reason}; it is about to be looked for", row["now"])
+        return _unless_gone(row, planning)
+    if seen.finding == "no_way" and row["on_unknown"] == "resend" and row["cancel_asked_at"] is None:
+        again_at = max(row["handover_until"] + settle, row["now"])
+        return Explanation("unknown", "unknown", f"{reason}; by its policy it is sent again", again_at, details=shown)
+    return _sought(row, seen, f"{reason}; evidence is looked for" if seen.next_at else reason, shown)
+
+
+def _sought(row: Row, seen: Sought, reason: str, shown: tuple[str, ...]) -> Explanation:
+    """What a look may still show; a person is asked where looks have shown nothing, or cannot be."""
+    at = max(seen.next_at, row["now"]) if seen.next_at else None
+    if seen.finding not in ("no_way", "nothing"):
+        return Explanation("unknown", "unknown", reason, at, details=shown)
     cure = "look into the mailbox's Sent folder, then decide: outtray resolve ID --sent, --resend or --fail"
-    return Explanation("unknown", "unknown", reason, who="operator", details=(cure,))
+    return Explanation("unknown", "unknown", reason, at, "operator", details=(*shown, cure))
 
 
 def expired(row: Row) -> Explanation | None:
@@ -203,9 +218,9 @@ def _parked(row: Row) -> Explanation | None:
 
 
 def limits_of(row: Row) -> Limits | None:
-    """The limits of its mailbox; None if this version cannot read them."""
+    """The limits of its mailbox, learned ones among them; None if this version cannot read them."""
     try:
-        return effective_limits(row["plan"], row["limits"], row["provider"])
+        return with_learned(effective_limits(row["plan"], row["limits"], row["provider"]), row["learned"], row["now"])
     except InvalidMailbox:
         return None
 
@@ -221,6 +236,21 @@ def quota(row: Row, free: Frees) -> Explanation | None:
     reason = f"its mailbox has used {free.used} of {free.allowed} {_words(free.limit)} in 24 hours"
     at = max(free.at, _park_end(row))
     return Explanation("queued", "quota", reason, at, "nobody", free.limit, free.used, free.allowed)
+
+
+def taught(limits: Limits) -> tuple[str, ...]:
+    """What the provider's refusals taught about the mailbox, while it binds: a line for each limit."""
+    return tuple(
+        f"the provider refused at {each.used} {_words(each.measure)} on {_clock(each.at)}; now {each.limit} in"
+        f" 24 hours; recovers by 10 % a day without a refusal{_until(each)}"
+        for each in limits.learned
+    )
+
+
+def _until(each: Learned) -> str:
+    if each.plan is None:
+        return f", until it is forgotten on {_clock(each.forgotten_at)}"
+    return f", until the plan's {each.plan} on {_clock(each.forgotten_at)}"
 
 
 def paced(row: Row, limits: Limits, ahead: Ahead) -> Explanation | None:
@@ -306,12 +336,24 @@ def idle(row: Row, counts: tuple[str, ...]) -> Explanation:
 
 def also(row: Row) -> tuple[str, ...]:
     """What is true besides its one reason."""
-    lines = []
+    told = []
     if row["may_have_left"]:
-        lines.append("an earlier handover of it has no known outcome: it may have left already")
+        told.append("an earlier handover of it has no known outcome: it may have left already")
     if row["cancel_asked_at"] is not None and row["state"] in ("queued", "handing_over", "unknown"):
-        lines.append(f"it was asked to be cancelled at {_clock(row['cancel_asked_at'])}")
-    return tuple(lines)
+        told.append(f"it was asked to be cancelled at {_clock(row['cancel_asked_at'])}")
+    return (*told, *_of_draft(row))
+
+
+def _of_draft(row: Row) -> tuple[str, ...]:
+    """What became of a draft that an ended message needs no more."""
+    if not row["has_draft"] or row["state"] not in ("cancelled", "expired", "failed"):
+        return ()
+    ends = {
+        "deleted": "its draft was deleted",
+        "gone": "its draft is a draft no more: sent, or deleted by its person",
+        "kept": "its draft could not be deleted: it is left to its person",
+    }
+    return (ends.get(row["draft_end"] or "", "its draft is about to be deleted"),)
 
 
 def _words(limit: str) -> str:

@@ -14,9 +14,10 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from outtray import apps, arming
+from outtray import apps, arming, budgets
 from outtray.cancel import cancel_where
 from outtray.door import Door, MailboxName, open_address
+from outtray.evidence import LOOK_ANEW
 from outtray.find import mailbox_id_of
 from outtray.plan import Begin, Commit, Plan, Row, Statement, rows
 from outtray_schema import bindings
@@ -24,7 +25,7 @@ from outtray_schema.address import Address, parse_address
 from outtray_schema.errors import InvalidMailbox, MailboxDisconnected, NotFound, Problem, Refused, WrongState
 from outtray_schema.ids import new_id
 from outtray_schema.mailbox import SmtpServer, smtp_server
-from outtray_schema.plans import Limits, effective_limits
+from outtray_schema.plans import DAILY, Limits, effective_limits, with_learned
 
 REMOVED = "removed"
 """The status reason of a mailbox that its owner took away. Its row stays: what it sent counts for 24 hours more."""
@@ -53,7 +54,10 @@ WHERE m.app_id = %(app)s AND m.address_index = %(index)s
 """
 
 _COLUMNS = """m.id, m.provider, m.host, m.address, m.plan, m.limits, m.server, m.status, m.status_reason, m.status_at,
-    m.parked_until, m.parked_reason, m.next_at, m.turn_until, m.created_at, m.provider_app, m.scopes,
+    m.parked_until, m.parked_reason, m.next_at, m.turn_until, m.created_at, m.provider_app, m.scopes, m.on_unknown,
+    m.learned, outtray.outtray_now() AS now, ARRAY(
+        SELECT b.name FROM outtray.mailbox_budget mb JOIN outtray.budget b ON b.id = mb.budget_id
+        WHERE mb.mailbox_id = m.id ORDER BY b.name) AS budgets,
     a.default_mailbox_id = m.id AS is_default"""
 
 # Reads one mailbox, or all of an app that are not removed; locks nothing.
@@ -75,9 +79,10 @@ WHERE m.mailbox_id = %(mailbox)s AND m.state IN ('queued', 'handing_over')
 # The following write one mailbox whose row is locked already. A wait for a limit or for pace is over when the limits
 # change; one that the provider asked for is not.
 SET = """
-UPDATE outtray.mailbox m SET plan = %(plan)s, limits = %(limits)s, address = %(address)s,
-    parked_until = CASE WHEN m.parked_reason ~ '^(pace|quota)' THEN NULL ELSE m.parked_until END,
-    parked_reason = CASE WHEN m.parked_reason ~ '^(pace|quota)' THEN NULL ELSE m.parked_reason END
+UPDATE outtray.mailbox m SET plan = %(plan)s, limits = %(limits)s, address = %(address)s, on_unknown = %(on_unknown)s,
+    learned = m.learned - %(forgotten)s::text[],
+    parked_until = CASE WHEN m.parked_reason ~ '^(pace|quota|budget)' THEN NULL ELSE m.parked_until END,
+    parked_reason = CASE WHEN m.parked_reason ~ '^(pace|quota|budget)' THEN NULL ELSE m.parked_reason END
 WHERE m.id = %(mailbox)s
 """
 ARM = f"UPDATE outtray.mailbox m SET next_at = {arming.NEXT_AT} WHERE m.id = %(mailbox)s"
@@ -85,6 +90,7 @@ SET_STATUS = """
 UPDATE outtray.mailbox m SET status = %(status)s, status_reason = %(reason)s, status_at = outtray.outtray_now()
 WHERE m.id = %(mailbox)s
 """
+SET_SERVER = "UPDATE outtray.mailbox m SET server = %(server)s WHERE m.id = %(mailbox)s"
 # New credentials end every wait but one for a limit of ours: what was wrong was the old ones' or their server's.
 SET_CREDENTIALS = """
 UPDATE outtray.mailbox m SET credentials = %(credentials)s, credentials_version = %(version)s, parks = 0,
@@ -108,6 +114,9 @@ FORGET_TOKENS = "DELETE FROM outtray.token t WHERE t.mailbox_id = %(mailbox)s"
 
 # Reads a mailbox's sealed credentials; locks nothing.
 CREDENTIALS = "SELECT m.credentials, m.credentials_version FROM outtray.mailbox m WHERE m.id = %(mailbox)s"
+
+# Reads a mailbox's server; locks nothing.
+SERVER = "SELECT m.server FROM outtray.mailbox m WHERE m.id = %(mailbox)s"
 
 # Inserts what a mailbox sent by another system.
 IMPORT_USAGE = """
@@ -143,6 +152,10 @@ class Mailbox:
     """The OAuth client by which it logs in; None where a password does."""
     scopes: tuple[str, ...] = ()
     """What its owner granted, as the provider names it."""
+    budgets: tuple[str, ...] = ()
+    """The budgets that it shares, by name."""
+    on_unknown: str | None = None
+    """What becomes of its messages of which nobody can tell whether they left; None: as its app has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +188,20 @@ def add_smtp(
     limits: Mapping[str, Any] | None = None,
     ca_file: str | None = None,
     auth: Literal["auto", "plain", "login", "xoauth2"] = "auto",
+    imap: Mapping[str, Any] | None = None,
+    imap_username: str | None = None,
+    imap_password: str | None = None,
     default: bool = False,
 ) -> Plan[Mailbox]:
     """Connect a mailbox that sends by SMTP. `username` is the address where none is given.
 
+    `imap`: where to look for evidence (the fields of `ImapServer`), with the same login unless another is given.
     With `auth="xoauth2"` the password is an access token. Raises `InvalidMailbox` with every field that is wrong, and
     `SettingsError` in a process without the credentials ring. Nothing is sent; `outtray mailbox test` tries it.
     """
-    server = smtp_server(host=host, port=port, tls=tls, ca_file=ca_file, auth=auth)
+    server = smtp_server(host=host, port=port, tls=tls, ca_file=ca_file, auth=auth, imap=imap)
     sender = sender_of(address, name)
-    secret = _smtp_secret(username or sender.email, password, auth)
+    secret = _smtp_secret(username or sender.email, password, auth) | _imap_secret(imap_username, imap_password)
     overrides = dict(limits or {})
     effective_limits(plan, overrides, "smtp")
     app_id = yield from door.app()
@@ -213,6 +230,7 @@ def add_row(door: Door, row: Mapping[str, Any], default: bool, also: Plan[Any] |
     yield Begin()
     if not (yield Statement(ADD, row)):
         raise _taken()
+    yield from budgets.join_by_tenant(mailbox_id)
     yield from rows(ARM, mailbox=mailbox_id)
     yield from arming.note_mailbox(app_id, mailbox_id, "added", door.actor, {"plan": row["plan"]})
     if also is not None:
@@ -250,11 +268,17 @@ def change(
     pace: int | None = None,
     name: str | None = None,
     aliases: Iterable[str] | None = None,
+    on_unknown: Literal["hold", "resend", "app"] | None = None,
+    forget_learned: bool = False,
+    budget: str | None = None,
+    leave_budget: str | None = None,
 ) -> Plan[Mailbox]:
     """Change a mailbox's plan, single limits (`None` lifts one), reserve, pace (messages a minute), name or aliases.
 
-    What is not named stays. A wait for a limit ends, and the next turn judges anew. Raises `InvalidMailbox`,
-    `NotFound`.
+    `on_unknown`: what becomes of its messages of which nobody can tell whether they left; `app`: as its app has it.
+    `forget_learned`: the plan holds again where the provider's refusals had taught less. `budget`, `leave_budget`: the
+    name of one to share, or to share no more. What is not named stays. A wait for a limit ends, and the next turn
+    judges anew. Raises `InvalidMailbox`, `NotFound`.
     """
     before = yield from get(door, mailbox)
     named = {"reserve": reserve, "per_minute": pace}
@@ -266,17 +290,46 @@ def change(
     effective_limits(plan or before.plan, overrides, before.provider)
     sender = Address(before.address, before.name if name is None else name)
     known = sealed_address(door, before.id, sender, before.aliases if aliases is None else aliases)
+    policy = before.on_unknown if on_unknown is None else _policy(on_unknown)
+    row = {
+        "plan": plan or before.plan, "limits": Jsonb(overrides), "address": known, "on_unknown": policy,
+        "forgotten": _forgotten(before, forget_learned),
+    }  # fmt: skip
     app_id = yield from door.app()
     yield Begin()
     yield from arming.lock(app_id, before.id)
-    yield from rows(SET, mailbox=before.id, plan=plan or before.plan, limits=Jsonb(overrides), address=known)
+    yield from rows(SET, mailbox=before.id, **row)
+    if budget is not None:
+        yield from budgets.join(before.id, budget)
+    if leave_budget is not None:
+        yield from budgets.leave(before.id, leave_budget)
     yield from rows(ARM, mailbox=before.id)
-    yield from arming.note_mailbox(
-        app_id, before.id, "changed", door.actor, {"plan": plan or before.plan, "limits": overrides}
-    )
+    told = {"plan": plan or before.plan, "limits": overrides, "on_unknown": policy}
+    told |= _more(forget_learned, budget, leave_budget)
+    yield from arming.note_mailbox(app_id, before.id, "changed", door.actor, told)
     yield Commit()
     door.forget()
     return (yield from get(door, before.id))
+
+
+def _policy(on_unknown: str) -> str | None:
+    if on_unknown not in ("hold", "resend", "app"):
+        raise InvalidMailbox(Problem("on_unknown", f"{on_unknown!r} is none; it is hold, resend or app"))
+    return None if on_unknown == "app" else on_unknown
+
+
+def _forgotten(before: Mailbox, all_of_it: bool) -> list[str]:
+    """The measures of which nothing learned is kept: all, or those that had recovered under the plan of before.
+
+    Those must go now, or they would bind anew under a plan that allows more.
+    """
+    binding = {each.measure for each in before.limits.learned}
+    return [measure for measure in DAILY if all_of_it or measure not in binding]
+
+
+def _more(forget_learned: bool, budget: str | None, leave_budget: str | None) -> dict[str, Any]:
+    named = {"forget_learned": forget_learned, "budget": budget, "leave_budget": leave_budget}
+    return {name: value for name, value in named.items() if value}
 
 
 def reconnect(
@@ -290,20 +343,27 @@ def reconnect(
     tls: Literal["implicit", "starttls", "clear"] | None = None,
     ca_file: str | None = None,
     auth: Literal["auto", "plain", "login", "xoauth2"] | None = None,
+    imap: Mapping[str, Any] | None = None,
+    imap_username: str | None = None,
+    imap_password: str | None = None,
 ) -> Plan[Mailbox]:
     """Give a mailbox new credentials, and with them a new server where one is named; it sends again at once.
+
+    A login of its own for IMAP stays unless another is given.
 
     A paused one stays paused. Raises `NotFound`; `WrongState` if it was removed, or changed by somebody else meanwhile.
     """
     before = yield from get(door, mailbox)
     if before.status_reason == REMOVED:
         raise WrongState("the mailbox was removed; add it again")
-    named = {"host": host, "port": port, "tls": tls, "ca_file": ca_file, "auth": auth}
+    named = {"host": host, "port": port, "tls": tls, "ca_file": ca_file, "auth": auth, "imap": imap}
     changes = {key: value for key, value in named.items() if value is not None}
     server = smtp_server(**{**before.server, **changes})
     (login,) = yield from rows(CREDENTIALS, mailbox=before.id)
-    known = _username(door, before, login)
-    secret = _smtp_secret(username or known, password, server.auth)
+    known = _login(door, before, login)
+    looks = {key: value for key, value in known.items() if key.startswith("imap_")}
+    secret = _smtp_secret(username or known["username"], password, server.auth)
+    secret |= looks | _imap_secret(imap_username, imap_password)
     version = login["credentials_version"] + 1
     row = {
         "mailbox": before.id,
@@ -322,6 +382,7 @@ def _reconnect(door: Door, row: Mapping[str, Any]) -> Plan[Mailbox]:
     if not (yield Statement(SET_CREDENTIALS, row)):
         raise WrongState("the mailbox's credentials were changed by somebody else meanwhile; look, then try again")
     yield from rows(ARM, mailbox=mailbox_id)
+    yield from rows(LOOK_ANEW, app=app_id, mailbox=mailbox_id)
     yield from arming.note_mailbox(app_id, mailbox_id, "reconnected", door.actor)
     yield Commit()
     door.forget()
@@ -331,6 +392,27 @@ def _reconnect(door: Door, row: Mapping[str, Any]) -> Plan[Mailbox]:
 def set_password(door: Door, mailbox: MailboxName, password: str) -> Plan[Mailbox]:
     """`reconnect` with the same user name at the same server."""
     return (yield from reconnect(door, mailbox, password=password))
+
+
+def set_imap(door: Door, mailbox: MailboxName, imap: Mapping[str, Any] | None) -> Plan[Mailbox]:
+    """Say where evidence is looked for, by the fields of `ImapServer`; those that are not named stay. None: nowhere.
+
+    Raises `NotFound`; `InvalidMailbox` where it does not fit, or the mailbox does not send by SMTP.
+    """
+    before = yield from get(door, mailbox)
+    if before.provider != "smtp":
+        raise InvalidMailbox(Problem("imap", f"a mailbox of the provider {before.provider} is not looked into by IMAP"))
+    wanted = None if imap is None else {**(before.server.get("imap") or {}), **imap}
+    app_id = yield from door.app()
+    yield Begin()
+    yield from arming.lock(app_id, before.id)
+    (row,) = yield from rows(SERVER, mailbox=before.id)
+    server = smtp_server(**{**row["server"], "imap": wanted})
+    yield from rows(SET_SERVER, mailbox=before.id, server=Jsonb(stored(server)))
+    yield from arming.note_mailbox(app_id, before.id, "changed", door.actor, {"imap": server.imap is not None})
+    yield Commit()
+    door.forget()
+    return (yield from get(door, before.id))
 
 
 def pause(door: Door, mailbox: MailboxName, why: str = "") -> Plan[Mailbox]:
@@ -445,22 +527,29 @@ def sender_of(address: str | Address, name: str | None) -> Address:
     return sender if name is None else Address(sender.email, name)
 
 
-def _smtp_secret(username: str, password: str, auth: str) -> Mapping[str, str]:
+def _smtp_secret(username: str, password: str, auth: str) -> dict[str, str]:
     # SASL PLAIN separates its parts by NUL (RFC 4616), and no server takes an empty password.
     if not password or "\0" in password + username:
         raise InvalidMailbox(Problem("password", "is empty, or has a NUL in it or in the user name"))
     return {"username": username, "access_token" if auth == "xoauth2" else "password": password}
 
 
-def _username(door: Door, before: Mailbox, login: Row) -> str:
-    """The user name that it logs in with. Raises `WrongState` where no password logs in."""
+def _imap_secret(username: str | None, password: str | None) -> dict[str, str]:
+    """A login of its own for IMAP, where there is one."""
+    if password is not None and (not password or "\0" in password):
+        raise InvalidMailbox(Problem("imap_password", "is empty, or has a NUL in it"))
+    return {key: value for key, value in (("imap_username", username), ("imap_password", password)) if value}
+
+
+def _login(door: Door, before: Mailbox, login: Row) -> Mapping[str, str]:
+    """What it logs in with. Raises `WrongState` where no password logs in."""
     if login["credentials"] is None:
-        return before.address
+        return {"username": before.address}
     bound_to = bindings.credentials(before.id, login["credentials_version"])
     opened = json.loads(door.vault.credentials.decrypt(login["credentials"], bound_to))
     if opened.get("kind", "password") != "password":
         raise WrongState("the mailbox logs in by consent, not by a password: outtray mailbox connect")
-    return str(opened["username"])
+    return {key: str(value) for key, value in opened.items()}
 
 
 def sealed(door: Door, mailbox_id: UUID, version: int, secret: Mapping[str, str]) -> bytes:
@@ -487,13 +576,14 @@ def _view(door: Door, row: Row) -> Mailbox:
         name=address.get("name") or "",
         aliases=tuple(address.get("aliases") or ()),
         overrides=row["limits"],
-        limits=effective_limits(row["plan"], row["limits"], row["provider"]),
+        limits=with_learned(effective_limits(row["plan"], row["limits"], row["provider"]), row["learned"], row["now"]),
         is_default=bool(row["is_default"]),
         scopes=tuple(row["scopes"]),
+        budgets=tuple(row["budgets"]),
     )
 
 
 _AS_STORED = (
     "id", "provider", "host", "plan", "server", "status", "status_reason", "status_at", "parked_until", "parked_reason",
-    "next_at", "turn_until", "created_at", "provider_app",
+    "next_at", "turn_until", "created_at", "provider_app", "on_unknown",
 )  # fmt: skip

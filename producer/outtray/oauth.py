@@ -16,8 +16,9 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from outtray import arming, mailboxes, oauth_apps
+from outtray import arming, budgets, mailboxes, oauth_apps
 from outtray.door import Door, MailboxName
+from outtray.evidence import LOOK_ANEW
 from outtray.find import mailbox_id_of
 from outtray.mailboxes import Mailbox
 from outtray.plan import Begin, Commit, Plan, Row, rows
@@ -40,6 +41,11 @@ SERVERS: Mapping[Issuer, Mapping[str, Any]] = {
     "google": {"host": "smtp.gmail.com", "port": 465, "tls": "implicit"},
     "microsoft": {"host": "smtp.office365.com", "port": 587, "tls": "starttls"},
 }
+IMAP: Mapping[str, Mapping[str, Any]] = {
+    "smtp.gmail.com": {"host": "imap.gmail.com"},
+    "smtp.office365.com": {"host": "outlook.office365.com"},
+}
+"""Where evidence is looked for, by the SMTP server: implicit TLS on 993 (both providers' docs, 2026-11)."""
 
 # Inserts into the record of consents.
 NOTE = """
@@ -234,7 +240,9 @@ def connect(
         credentials=mailboxes.sealed(door, before.id, version, secret),
     )  # fmt: skip
     yield from rows(END_TOKENS, mailbox=before.id)
+    yield from budgets.join_by_tenant(before.id)
     yield from rows(mailboxes.ARM, mailbox=before.id)
+    yield from rows(LOOK_ANEW, app=app_id, mailbox=before.id)
     yield from _note(door, app_id, before.id, "reconnected", app.name, sorted(granted))
     yield Commit()
     door.forget()
@@ -320,7 +328,11 @@ class _Wanted:
         """Host and server, as they are stored. Raises `InvalidMailbox`."""
         if not self.smtp:
             return HOSTS[self.issuer], {"shared": True} if self.shared else {}
-        made = smtp_server(**{**SERVERS[self.issuer], "auth": "xoauth2", **(self.server or {})})
+        wanted = {**SERVERS[self.issuer], "auth": "xoauth2", **(self.server or {})}
+        # Only the provider's own: a token for a gateway goes nowhere else. And nobody looks without having been let.
+        if wanted["host"] in IMAP and guarantee("smtp", self.granted).looks:
+            wanted.setdefault("imap", IMAP[wanted["host"]])
+        made = smtp_server(**wanted)
         return made.host, mailboxes.stored(made)
 
 

@@ -21,7 +21,8 @@ Kind = Literal["oauth", "service_account", "client_credentials"]
 NOBODY = UUID(int=0)
 
 _COLUMNS = """p.name, p.provider, p.kind, p.client_id, p.tenant, p.app_id IS NOT NULL AS own, p.secret IS NOT NULL AS
-    has_secret, p.status, p.status_reason, p.status_at, p.created_at,
+    has_secret, p.status, p.status_reason, p.status_at, p.created_at, p.per_minute, p.units_per_minute,
+    p.user_units_per_minute,
     (SELECT count(*) FROM outtray.mailbox m
      WHERE m.provider_app = p.name AND m.status_reason IS DISTINCT FROM 'removed') AS mailboxes"""
 _VISIBLE = "(p.app_id IS NULL OR p.app_id = %(app)s)"
@@ -46,6 +47,15 @@ UPDATE outtray.provider_app p
 SET secret = %(secret)s, secret_version = %(version)s, status = 'active', status_reason = NULL,
     status_at = outtray.outtray_now()
 WHERE p.name = %(name)s
+"""
+
+# Writes a client's paces; 0 lifts one.
+SET_PACE = f"""
+UPDATE outtray.provider_app p
+SET per_minute = nullif(coalesce(%(per_minute)s, p.per_minute), 0),
+    units_per_minute = nullif(coalesce(%(units_per_minute)s, p.units_per_minute), 0),
+    user_units_per_minute = nullif(coalesce(%(user_units_per_minute)s, p.user_units_per_minute), 0)
+WHERE p.name = %(name)s AND {_VISIBLE} RETURNING p.name
 """
 
 # Takes the client off mailboxes that were removed, then deletes it if no other has it.
@@ -74,6 +84,11 @@ class ProviderApp:
     status_at: datetime | None
     created_at: datetime
     mailboxes: int
+    per_minute: int | None = None
+    """Messages a minute of all its mailboxes together."""
+    units_per_minute: int | None = None
+    """What its provider counts calls in, a minute: all its mailboxes together, and each of them."""
+    user_units_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +145,33 @@ def get(door: Door, name: str) -> Plan[ProviderApp]:
 def list_all(door: Door) -> Plan[list[ProviderApp]]:
     """The clients that this app's mailboxes may log in by."""
     return [_view(row) for row in (yield from rows(LIST, app=(yield from door.app())))]
+
+
+def change(
+    door: Door,
+    name: str,
+    *,
+    per_minute: int | None = None,
+    units_per_minute: int | None = None,
+    user_units_per_minute: int | None = None,
+) -> Plan[ProviderApp]:
+    """Set a client's pace: messages a minute, and the units a minute of its project and of each of its users.
+
+    What is not named stays; 0 lifts it. It holds from each mailbox's next turn. Raises `NotFound`, `Refused`.
+    """
+    paces = {
+        "per_minute": per_minute, "units_per_minute": units_per_minute, "user_units_per_minute": user_units_per_minute,
+    }  # fmt: skip
+    problems = [Problem(key, "must be a whole number from 0 (no limit)") for key, n in paces.items() if not _is_pace(n)]
+    if problems:
+        raise Refused(problems)
+    if not (yield from rows(SET_PACE, name=name, app=(yield from door.app()), **paces)):
+        raise NotFound(f"there is no provider app {name!r}; see `outtray provider-app list`")
+    return (yield from get(door, name))
+
+
+def _is_pace(number: int | None) -> bool:
+    return number is None or 0 <= number <= 1_000_000_000
 
 
 def set_secret(door: Door, name: str, secret: str) -> Plan[ProviderApp]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import psycopg
 import typer
 from rich.text import Text
 
-from outtray.cli.exits import Exit
+from outtray.cli.exits import Exit, UsageError
 from outtray.cli.extras import needs
 from outtray.cli.options import Json, examples, flag
 from outtray.cli.screen import count, done, errors, facts, hint, moment, out, plain, print_json_line
@@ -29,14 +32,43 @@ FlowerPort = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of its random choices, to see others.")]
 NoFlower = Annotated[bool, flag("--no-flower", text="Leave Flower out.")]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        "--port", metavar="N", min=1, max=65532, show_default=False,
+        help="The page's; Google, Microsoft and SMTP have the three behind it. Default: free ones.",
+    ),
+]  # fmt: skip
+Folder = Annotated[
+    Path | None,
+    typer.Option("--folder", metavar="FOLDER", help="Keep what the servers took in it.", show_default=False),
+]
+FaultNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fault", metavar="FAULT", show_default=False,
+        help="Begin with this fault: a name of docs/sandbox.md, or SERVER:RULE. Several times.",
+    ),
+]  # fmt: skip
+Env = Annotated[bool, flag("--env", text="Write the settings alone, as a shell reads them.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the sandbox's commands. Their libraries are imported only when one runs."""
     panel = "Processes"
     app.command("up", epilog=examples("outtray up", "outtray up --workers 4 --no-flower"), rich_help_panel=panel)(up)
+    app.command("sandbox", epilog=SANDBOX_EXAMPLES, rich_help_panel=panel)(sandbox)
     if find_spec("outtray_sandbox.demo") is not None:
         app.command("demo", epilog=examples("outtray demo"), rich_help_panel=panel)(demo)
+
+
+SANDBOX_EXAMPLES = examples(
+    "outtray sandbox",
+    "outtray sandbox --port 8025 --env > sandbox.env &",
+    "outtray sandbox --fault gmail-quota --fault graph-504",
+    'outtray sandbox --fault \'google:{"stage": "drafts.send", "status": 503}\'',
+    "outtray sandbox --json",
+)
 
 
 def up(
@@ -62,6 +94,41 @@ def up(
             raise typer.Exit(Exit.INTERRUPTED)
     if not as_json:
         done("All processes ended cleanly; what waits is kept.")
+
+
+def sandbox(
+    port: Port = None, folder: Folder = None, fault: FaultNames = None, env: Env = False, as_json: Json = False
+) -> None:
+    """Run a fake Google, Microsoft 365 and SMTP server to test with.
+
+    Until Ctrl-C, on this machine alone; it needs no database. It says how to
+    point a deployment at them, and has people who have agreed already. What is
+    sent stands on one page; nothing leaves. Guide: docs/sandbox.md.
+    """
+    with needs("sandbox"):
+        from outtray_sandbox.sandbox import Ports, Sandbox
+        from outtray_sandbox.sandbox.told import as_json as document
+        from outtray_sandbox.sandbox.told import exports, show
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    try:
+        with Sandbox(folder, ports=Ports.following(port) if port else None) as running:
+            for each in fault or ():
+                running.fault(each)
+            if as_json:
+                print_json_line(document(running))
+            elif env:
+                out.print(exports(running.environment), markup=False, soft_wrap=True)
+            else:
+                show(out, running)
+            out.file.flush()
+            ended.wait()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"the sandbox cannot start: {error.strerror}; choose another --port or --folder") from None
 
 
 def demo(seed: Seed = 2) -> None:

@@ -28,6 +28,8 @@ APP_REFUSED = "provider app refused"
 _GMAIL = "https://www.googleapis.com/auth/gmail."
 _OFFICE = "https://outlook.office.com/"
 _GRAPH = "https://graph.microsoft.com/"
+OFFICE_IMAP = f"{_OFFICE}IMAP.AccessAsUser.All"
+"""The Microsoft scope that lets IMAP in; SMTP has one of its own (docs, 2026-11)."""
 GOOGLE_FULL = "https://mail.google.com/"
 """The one Google scope that SMTP and IMAP take (developers.google.com/gmail/imap/xoauth2-protocol, 2026-11)."""
 
@@ -46,7 +48,7 @@ SCOPES: Mapping[Issuer, Mapping[Reach, tuple[str, ...]]] = MappingProxyType(
                 "send": ("Mail.Send",),
                 "compose": ("Mail.Send", "Mail.ReadWrite"),
                 "full": ("Mail.Send", "Mail.ReadWrite", "User.Read"),
-                "smtp": (f"{_OFFICE}SMTP.Send", f"{_OFFICE}IMAP.AccessAsUser.All"),
+                "smtp": (f"{_OFFICE}SMTP.Send", OFFICE_IMAP),
             }
         ),
     }
@@ -112,7 +114,8 @@ def guarantee(provider: str, scopes: Iterable[str]) -> Guarantee:
         return _gmail(has)
     if provider == "microsoft":
         return _graph(has)
-    return Guarantee(bool(has & {GOOGLE_FULL, f"{_OFFICE}SMTP.Send".casefold()}), False, False, False)
+    sends = bool(has & {GOOGLE_FULL, f"{_OFFICE}SMTP.Send".casefold()})
+    return Guarantee(sends, drafts=False, looks=bool(has & {GOOGLE_FULL, OFFICE_IMAP.casefold()}), reads=False)
 
 
 def _gmail(has: set[str]) -> Guarantee:

@@ -90,6 +90,9 @@ EXTERNALS = "SELECT DISTINCT address_index FROM outtray.recipient WHERE message_
 
 DAY = timedelta(hours=24)
 
+NEARLY = 95
+"""Percent of a daily limit from which on it counts as nearly used up (our choice, 2026-11)."""
+
 
 class Counted(Protocol):
     """A message, as far as the ledger needs it."""
@@ -124,6 +127,11 @@ class Allowance:
     def needs_externals(self) -> bool:
         """Whether distinct external recipients are limited, so that `binding` has to be told a message's."""
         return "unique_external" in self._allowed
+
+    @property
+    def nearly_used(self) -> bool:
+        """Whether some daily limit is nearly used up, what was taken last included."""
+        return any(100 * self.used(measure) >= NEARLY * allowed for measure, allowed in self._allowed.items())
 
     def used(self, measure: str) -> int:
         """What counts now. `measure` is one of `DAILY`."""
@@ -243,6 +251,14 @@ def queue_needs(
     return need, days
 
 
+def _recovers(limits: Limits, measure: str, need: int) -> datetime | None:
+    """When a learned limit has recovered to what one message needs alone; None: the plan itself has no room for it."""
+    planned, lesson = limits.planned(measure), limits.lesson(measure)
+    if lesson is None or (planned is not None and need > planned):
+        return None
+    return lesson.forgotten_at if planned is None else lesson.reaches(need)
+
+
 def frees(
     row: Mapping[str, Any], limits: Limits, need: Mapping[str, int], days: Mapping[str, int] | None = None
 ) -> Frees:
@@ -250,7 +266,7 @@ def frees(
     now: datetime = row["now"]
     for measure, allowed in limits.daily.items():
         if need[measure] > allowed:
-            return Frees(now, None, measure, row[f"used_{measure}"], allowed)
+            return Frees(now, _recovers(limits, measure, need[measure]), measure, row[f"used_{measure}"], allowed)
     times = {measure: max(row[measure] or now, now) + (days or {}).get(measure, 0) * DAY for measure in limits.daily}
     binding = max(times, key=lambda measure: times[measure], default=None)
     if binding is None or times[binding] <= now:

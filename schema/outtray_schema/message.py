@@ -102,7 +102,8 @@ class Message(BaseModel):
     - `tags`: at most 20 of 64 characters. `metadata`: at most 4 KB of JSON, the app's own ids, stored encrypted.
     - `priority`: high, normal or low, among the messages of one mailbox.
     - `send_at`, `expires_at`: with a time zone. `give_up_after`: how long its own failures are tried again.
-    - `on_unknown`: `hold` it for a decision, or `resend` it, if nobody can tell whether it left. Default: the app's.
+    - `on_unknown`: `hold` it for a decision, or `resend` it, if nobody can tell whether it left. Default: the
+      mailbox's, else the app's.
     - `idempotency_key`: the same key again answers with the first message. At most 255 characters.
     - `mailbox`: id or address of the mailbox that sends it. Default: the app's.
     - `importance`: high, normal or low, as the recipient's mail program shows it; `priority` is another thing.

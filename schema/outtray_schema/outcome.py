@@ -40,13 +40,15 @@ class Retry:
 class Parked:
     """Definitely not accepted, and not the message's fault: the mailbox waits, the message keeps its attempts.
 
-    `after` is how long the provider wants us to wait; `None` lets the backoff of the mailbox decide.
+    `after` is how long the provider wants us to wait; `None` lets the backoff of the mailbox decide. `teaches`: the
+    provider says that what the mailbox may send in a day is used up, so that its limit is where the ledger stands.
     """
 
     reason: str
     scope: Scope = "mailbox"
     after: timedelta | None = None
     evidence: Evidence = field(default_factory=dict)
+    teaches: bool = False
 
 
 @dataclass(frozen=True, slots=True)

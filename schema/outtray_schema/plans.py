@@ -1,18 +1,21 @@
 """Plans as data: what a mailbox may send, where each figure comes from, and how an owner overrides it.
 
-A plan holds the *documented* maxima of a provider. `effective_limits` lays a mailbox's overrides over its plan; the
-result is what the door, the ledger and the bucket go by. `docs/plans.md` says the same for owners.
+A plan holds the *documented* maxima of a provider. `effective_limits` lays a mailbox's overrides over its plan, and
+`with_learned` what the provider's refusals taught over both; the result is what the ledger and the bucket go by. The
+door goes by the first alone, because what was learned recovers. `docs/plans.md` says the same for owners.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import date
+from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any
 
 from outtray_schema.errors import InvalidMailbox, Problem
+from outtray_schema.learned import Learned, recovered
 
 DAILY = ("messages", "recipients", "external", "unique_external")
 """The limits of a rolling 24 hours, in the order in which they are reported when several bind."""
@@ -23,7 +26,8 @@ class Limits:
     """What one mailbox may send. `None` is no limit; the daily ones count over a rolling 24 hours.
 
     `reserve` is kept free for the mail that the person sends by hand, which we cannot see: so many messages, each
-    counted as one external recipient. It is taken off every daily limit that is set.
+    counted as one external recipient. It is taken off every daily limit that is set. `learned` is what the provider's
+    refusals taught: it counts what we send alone, so nothing is taken off it.
     """
 
     messages: int | None = None
@@ -34,15 +38,25 @@ class Limits:
     per_minute: int | None = None
     burst: int = 1
     reserve: int = 0
+    learned: tuple[Learned, ...] = ()
 
     def allowed(self, measure: str) -> int | None:
-        """What we may use of a daily limit in 24 hours: the limit less the reserve. `measure` is one of `DAILY`."""
+        """What we may use of a daily limit in 24 hours. `measure` is one of `DAILY`."""
+        bounds = [self.planned(measure), *(each.limit for each in self.learned if each.measure == measure)]
+        return min((bound for bound in bounds if bound is not None), default=None)
+
+    def planned(self, measure: str) -> int | None:
+        """What the plan and its owner allow us of a daily limit: the limit less the reserve."""
         limit: int | None = getattr(self, measure)
         return None if limit is None else max(0, limit - self.reserve)
 
+    def lesson(self, measure: str | None) -> Learned | None:
+        """What the provider taught about this limit, while it binds."""
+        return next((each for each in self.learned if each.measure == measure), None)
+
     @property
     def daily(self) -> dict[str, int]:
-        """The daily limits that are set, less the reserve."""
+        """The daily limits that are set or learned, less the reserve."""
         return {measure: allowed for measure in DAILY if (allowed := self.allowed(measure)) is not None}
 
 
@@ -120,8 +134,21 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
     }
 )
 
+TRIAL_TENANT_EXTERNALS = 5_000
+"""External recipients of a trial tenant in 24 hours (techcommunity 4372797, 2026-11; some copies of it say 500)."""
+
+
+def tenant_externals(licences: int) -> int:
+    """External recipients of a Microsoft tenant in 24 hours, by its licences (TERRL; techcommunity 4372797, 2026-11).
+
+    1 licence: 10,000; 10: 12,006; 100: 22,059. Quotas of new, trial and education tenants changed in September 2026, so
+    that what the Exchange admin centre reports goes before it.
+    """
+    return round(500 * math.pow(licences, 0.7) + 9_500)
+
+
 _LEAST = {"external": 0, "unique_external": 0, "reserve": 0}
-_NAMES = tuple(item.name for item in fields(Limits))
+_NAMES = tuple(item.name for item in fields(Limits) if item.name != "learned")
 
 
 def plan_named(name: str) -> Plan:
@@ -147,6 +174,14 @@ def effective_limits(plan: Plan | str, overrides: Mapping[str, Any], provider: s
     if problems := _contradictions(limits):
         raise InvalidMailbox(problems)
     return limits
+
+
+def with_learned(limits: Limits, learned: Mapping[str, Any], now: datetime) -> Limits:
+    """A mailbox's limits with what its provider's refusals taught over them, as far as that has recovered by `now`."""
+    if not learned:
+        return limits
+    plan = {measure: limits.planned(measure) for measure in ("messages", "recipients")}
+    return replace(limits, learned=recovered(learned, plan, now))
 
 
 def beyond_documented(plan: Plan | str, limits: Limits) -> list[str]:

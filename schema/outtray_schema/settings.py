@@ -161,6 +161,17 @@ class Settings(BaseSettings):
         timedelta(seconds=60), description="After a handover's deadline, before absence of evidence counts"
     )
 
+    # ── looks for evidence ──────────────────────────────────────────────────────────────────────────────────────
+    look_limit: Duration = Field(
+        timedelta(seconds=60), description="One look for evidence about a handover without an outcome, at most"
+    )
+    looks_at_once: int = Field(
+        16, ge=1, description="Mailboxes that one worker process looks into at once; a host has its share of them"
+    )
+    look_scale: float = Field(
+        1.0, gt=0, le=1, description="For tests: the providers' times of looking and settling are multiplied by it"
+    )
+
     # ── record ──────────────────────────────────────────────────────────────────────────────────────────────────
     group_limit: int = Field(256, ge=1, description="Gates and outcomes that one group commit takes")
     spool_after: Duration = Field(
@@ -194,7 +205,9 @@ class Settings(BaseSettings):
         "https://accounts.google.com/o/oauth2/v2/auth", description="Where people consent at Google"
     )
     google_token_url: ProviderUrl = Field("https://oauth2.googleapis.com/token", description="Google's token endpoint")
-    google_revoke_url: ProviderUrl = Field("https://oauth2.googleapis.com/revoke", description="Google's revocation endpoint")
+    google_revoke_url: ProviderUrl = Field(
+        "https://oauth2.googleapis.com/revoke", description="Google's revocation endpoint"
+    )
     entra_url: ProviderUrl = Field(
         "https://login.microsoftonline.com", description="Microsoft's login; national clouds have their own"
     )
@@ -222,7 +235,7 @@ class Settings(BaseSettings):
     key_header: str = Field(
         "X-Outtray-Key",
         pattern="^[Xx]-[A-Za-z0-9-]{1,60}$",
-        description="Header of a mail that carries its message id, where a provider replaces the Message-ID",
+        description="Header of a mail that carries its message id: at Gmail, and where IMAP looks for what was sent",
     )
 
     # ── the door ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -113,7 +113,11 @@ provider_app = Table(
     _must("status", Text, "'active'"),
     _may("status_reason", Text),
     _moment("status_at"),
+    _may("units_per_minute", Integer),
+    _may("user_units_per_minute", Integer),
     CheckConstraint("per_minute > 0"),
+    CheckConstraint("units_per_minute > 0"),
+    CheckConstraint("user_units_per_minute > 0"),
     CheckConstraint("kind IN ('oauth', 'service_account', 'client_credentials')"),
     CheckConstraint("status IN ('active', 'refused')"),
 )  # fmt: skip
@@ -147,6 +151,7 @@ mailbox = Table(
     _now("created_at"),
     _must("scopes", ARRAY(Text), "'{}'"),
     _may("on_unknown", Text),
+    _must("learned", JSONB, "'{}'"),
     UniqueConstraint("app_id", "address_index"),
     CheckConstraint("status IN ('active', 'paused', 'reconnect', 'disabled')"),
     CheckConstraint("turn_until IS NULL OR turn_fence > 0"),
@@ -196,6 +201,9 @@ message = Table(
     _must("only_draft", Boolean, "false"),
     _moment("look_at"),
     _must("looks", SmallInteger, "0"),
+    _may("look_handover", Integer),
+    _may("looked", JSONB),
+    _may("draft_end", Text),
     CheckConstraint(
         "state IN ('queued', 'handing_over', 'unknown', 'sent', 'drafted', 'failed', 'cancelled', 'expired')"
     ),
@@ -218,7 +226,15 @@ message = Table(
     _where("message_expiry", "expires_at", where="state = 'queued' AND expires_at IS NOT NULL"),
     _where("message_attention", "app_id", "state", "id", where="state IN ('unknown', 'failed')"),
     Index("message_mailbox", "mailbox_id", "id"),
-    _where("message_look", "look_at", where="look_at IS NOT NULL"),
+    CheckConstraint("draft_end IN ('deleted', 'gone', 'kept')"),
+    _where("message_look", "app_id", "look_at", where="look_at IS NOT NULL"),
+    _where(
+        "message_unlooked", "id",
+        where="(state = 'unknown' OR state = 'sent' AND evidence ? 'look_again')"
+        " AND look_handover IS DISTINCT FROM handover"
+        " OR state IN ('cancelled', 'expired', 'failed') AND (draft IS NOT NULL OR prepares > 0)"
+        " AND draft_end IS NULL AND look_handover IS DISTINCT FROM -1",
+    ),
     _where("message_provider_id", "provider_id", where="provider_id IS NOT NULL"),
     _where("message_delivered_id", "rfc_message_id", where="strpos(rfc_message_id, id::text) = 0"),
     postgresql_with={
@@ -326,6 +342,7 @@ budget = Table(
     _must("name", Text),
     _must("measure", Text),
     _must("per_day", Integer),
+    _may("tenant", Text),
     UniqueConstraint("name"),
     CheckConstraint("measure IN ('messages', 'recipients', 'external')"),
     CheckConstraint("per_day >= 0"),

@@ -28,19 +28,30 @@ ENDS_WITHIN = 200
 IN_ORDER = (
     "260 messages are enqueued",
     "answers 451 for 8 s",
+    "Gmail refuses a handover of nora@studio.example with 429",
     "is revoked at its provider",
     "Redis is flushed right behind them",
+    "and answers 504",
+    "a message of felix@campus.example is unknown",
+    "Outtray looked into the mailbox of felix@campus.example: found the copy of it",
     "is open: the mail is with the server",
     "is killed (kill -9) in the middle of that handover",
-    "is unknown: ",
+    "is unknown: its worker ended",
     "outtray resolve ",
     "by your decision",
     "$ outtray explain --mailbox maya@gmail.example",
     "messages: 500 of 500",
     "$ outtray explain --mailbox sofia@atelier.example",
     "owner",
+    "# by SMTP",
+    "none: SMTP knows no conversations",
+    "# by Gmail",
+    "@mail.gmail.com>",
+    "# by Graph",
     "none lost",
     "once each",
+    "the three ids",
+    "as long as asked",
     "OK: the servers confirm it.",
     "outtray send ",
 )
@@ -59,6 +70,9 @@ def test_the_demo_plays_every_fault_and_the_servers_confirm_the_promise(tmp_path
     assert demo.returncode == 0
     assert in_order(demo.stdout, IN_ORDER) is None
     assert re.search(r"maya@gmail\.example +40 +25 +25 +0 +15", demo.stdout), "exactly its last 25 of 500 left"
+    assert "nora@studio.example sends again, by itself" in demo.stdout
+    for address, count in (("nora@studio.example", 28), ("felix@campus.example", 19)):
+        assert re.search(rf"{address} +{count} +{count} +{count} +0 +0", demo.stdout), "all left, once each"
     assert not list(tmp_path.glob("outtray-demo-*")), "the folder is gone"
     assert not left_running(tmp_path), "no process outlives the demo"
 

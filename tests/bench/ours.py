@@ -35,13 +35,14 @@ class Boxes:
     server: Mapping[str, Any]
     password: str | None = None
     limits: Mapping[str, Any] | None = None
+    scopes: Sequence[str] = ()
 
 
 def add_mailboxes(stand: Stand, wanted: Boxes) -> list[UUID]:
     """Insert mailboxes as rows: making them one by one through the client is not what is measured."""
     app_id = stand.value("SELECT id FROM outtray.app WHERE name = %s", wanted.app) or _add_app(stand, wanted.app)
     ids = [new_id() for _ in range(wanted.number)]
-    columns = "id, app_id, provider, host, address, address_index, plan, limits, server, credentials"
+    columns = "id, app_id, provider, host, address, address_index, plan, limits, server, credentials, scopes"
     with stand.database.cursor() as cursor, cursor.copy(f"COPY outtray.mailbox ({columns}) FROM STDIN") as copy:
         for n, mailbox_id in enumerate(ids):
             host = wanted.hosts[n % len(wanted.hosts)]
@@ -68,15 +69,17 @@ def _mailbox_row(stand: Stand, wanted: Boxes, app_id: UUID, mailbox_id: UUID, ho
     limits = LIMITS if wanted.limits is None else wanted.limits
     return (
         mailbox_id, app_id, wanted.provider, host, sealed, index, "smtp", Jsonb(limits), Jsonb(wanted.server),
-        credentials,
+        credentials, list(wanted.scopes),
     )  # fmt: skip
 
 
-def letters(mailboxes: Sequence[UUID], number: int) -> Iterator[Message]:
+def letters(mailboxes: Sequence[UUID], number: int, headers: Mapping[str, str] | None = None) -> Iterator[Message]:
     """`number` messages over the mailboxes in turn."""
     for n in range(number):
         box = mailboxes[n % len(mailboxes)]
-        yield Message(mailbox=box, to="reader@example.net", subject=f"Letter {n}", html=HTML)
+        yield Message(
+            mailbox=box, to="reader@example.net", subject=f"Letter {n}", html=HTML, headers=dict(headers or {})
+        )
 
 
 def enqueue(stand: Stand, app: str, messages: Iterator[Message]) -> int:

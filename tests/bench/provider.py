@@ -1,17 +1,20 @@
-"""The bench-only provider of our arm: one POST of the same bytes, on one shared aiohttp session per process."""
+"""The bench-only provider of our arm: one POST of the same bytes, on one shared aiohttp session per process.
+
+`Connected` gives a real provider's mailboxes a token, for what refreshing costs is not asked here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 from tests.bench.payload import CONTENT_TYPE
 
 from outtray_schema.outcome import NotBegun, Outcome, Sent, Unknown
 from outtray_worker.deadline import Deadline
-from outtray_worker.providers import Account, Mail
+from outtray_worker.providers import Account, Finding, Mail, Provider, Session, Trace
 
 CONNECTIONS = 512
 """Kept connections of one process to the sink: one per turn that the engine runs."""
@@ -48,6 +51,9 @@ class HttpSession:
         body = b"".join([piece async for piece in mail.body()])
         return HttpMail(self.http, str(self.account.server["url"]), str(mail.message_id), body)
 
+    async def find_evidence(self, trace: Trace) -> Finding:
+        return Finding("no_way", "the bench's sink shows nothing of what it took")
+
     async def close(self) -> None:
         """The connections stay in the pool."""
 
@@ -80,3 +86,24 @@ class HttpMail:
 
     async def abandon(self) -> None:
         """Nothing was begun."""
+
+
+class FixedToken:
+    """A mailbox's tokens: one that is always valid."""
+
+    async def access(self) -> str:
+        return "bench"
+
+    async def renewed(self, refused: str, claims: str | None = None) -> str:
+        return refused
+
+
+class Connected:
+    """A provider all of whose mailboxes are connected."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.name = provider.name
+        self._provider = provider
+
+    def open(self, account: Account) -> Session:
+        return self._provider.open(replace(account, tokens=FixedToken()))

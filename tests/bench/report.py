@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+from tests.bench.google_client import ClientCost
 from tests.bench.measure import Run, Spread
+from tests.bench.routes import MAILBOXES, Routed, Routes
 from tests.bench.throughput import Comparison
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ def _lines(findings: Findings) -> Iterator[str]:
     yield "; ".join(f"{name} {value}" for name, value in findings.machine.items())
     for comparison in findings.comparisons:
         yield from ("", *_comparison(comparison))
+    if findings.routes:
+        yield from ("", *_routes(findings.routes))
+    if findings.google_client:
+        yield from ("", *_google_client(findings.google_client))
     if findings.claims:
         yield from ("", *_claims(findings))
     if findings.memory:
@@ -50,6 +56,32 @@ def _comparison(compared: Comparison) -> Iterator[str]:
     yield f"  enqueued  {enqueued} messages/s by our producer, in no rate above"
     tried = ", ".join(f"{setting}: {rate:.0f}/s" for setting, rate in compared.trials.items())
     yield f"  tried     {tried}"
+
+
+def _routes(found: Routes) -> Iterator[str]:
+    yield f"the providers' routes, 0 ms × {MAILBOXES} mailboxes, {len(found.baseline)} rounds"
+    yield f"  {'baseline, one messages.send':<38} {_rate(found.baseline)} messages/s; 1 request a message"
+    yield f"  {'':<38} {_cpu(found.baseline, THEIR_ROLES)}  ({found.setting})"
+    for routed in found.routed:
+        yield from _routed(found, routed)
+
+
+def _routed(found: Routes, routed: Routed) -> Iterator[str]:
+    counted = " + ".join(f"{times:g} {name}" for name, times in routed.requests.items())
+    unlike = "" if routed.as_promised else "  NOT WHAT THE ROUTE PROMISES"
+    yield f"  {routed.route.name:<38} {_rate(routed.runs)} messages/s, {found.ratios(routed)} × the baseline"
+    yield f"  {'':<38} requests a message: {sum(routed.requests.values()):g} = {counted}{unlike}"
+    yield f"  {'':<38} {_cpu(routed.runs, OUR_ROLES)}"
+
+
+def _google_client(found: Sequence[ClientCost]) -> Iterator[str]:
+    yield "Google's client against requests by hand, CPU ms a message of the provider alone"
+    for cost in found:
+        alone = {arm: Spread.of(values) for arm, values in cost.alone.items()}
+        verdict = "smaller than" if cost.within_the_spread else "NOT SMALLER THAN"
+        yield f"  {cost.route}: client {cost.spread('client')}, by hand {cost.spread('hand')}"
+        yield f"    the client costs {cost.difference} more; by hand against itself {cost.noise}: {verdict} the spread"
+        yield f"    naming and parsing alone: client {alone['client']}, by hand {alone['hand']}"
 
 
 def _rate(runs: Sequence[Run]) -> str:
@@ -106,6 +138,8 @@ def _ledgers(findings: Findings) -> Iterator[str]:
 def as_json(findings: Findings) -> str:
     """The same as JSON, with every single run in it."""
     found = {field.name: getattr(findings, field.name) for field in fields(findings)} | {
+        "routes": _routes_json(findings.routes),
+        "google_client": [asdict(cost) for cost in findings.google_client],
         "comparisons": [_comparison_json(compared) for compared in findings.comparisons],
         "ledgers": [asdict(verdict) for verdict in findings.ledgers.verdicts],
     }
@@ -119,4 +153,17 @@ def _comparison_json(compared: Comparison) -> dict[str, Any]:
         "baseline": [asdict(run) for run in compared.theirs],
         "setting": str(compared.best),
         "tried": {str(setting): rate for setting, rate in compared.trials.items()},
+    }
+
+
+def _routes_json(found: Routes | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "setting": str(found.setting),
+        "baseline": [asdict(run) for run in found.baseline],
+        "routes": [
+            {"name": each.route.name, "requests": each.requests, "runs": [asdict(run) for run in each.runs]}
+            for each in found.routed
+        ],
     }

@@ -1,4 +1,4 @@
-"""Where both arms deliver: the HTTP sink, or the sandbox's SMTP server as a process of its own."""
+"""Where both arms deliver: the HTTP sink, plain or as one of the APIs, or the sandbox's SMTP server as a process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import secrets
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -89,6 +91,41 @@ class HttpSink:
 
     def ledger(self) -> dict[str, int]:
         return self._stand.sink_ledger(self._ledger)
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """One provider's API at the sink: where the product's setting points, and how its mailboxes look."""
+
+    provider: str
+    host: str
+    setting: str
+    path: str
+    send: str
+    """The one request that a task-per-message worker would make."""
+
+
+GMAIL = Api("gmail", "gmail.googleapis.com", "OUTTRAY_GMAIL_URL", "", "gmail/v1/users/me/messages/send")
+GRAPH = Api("microsoft", "graph.microsoft.com", "OUTTRAY_GRAPH_URL", "v1.0", "v1.0/me/sendMail")
+
+
+class ApiSink(HttpSink):
+    """A ledger of the same sink, which speaks `api` below it. All mailboxes are at one host, as those of one provider
+    are: half of a worker's turns is the most that they get."""
+
+    def __init__(self, stand: Stand, ledger: str, api: Api, scopes: Sequence[str]) -> None:
+        super().__init__(stand, ledger, api.path)
+        self.environment = {api.setting: self._url.rstrip("/")}
+        self.baseline = {"BASELINE_SINK": stand.sink_url(ledger, api.send), "BASELINE_RAW": "1"}
+        self._api = api
+        self._scopes = scopes
+
+    def boxes(self, app: str, number: int) -> Boxes:
+        return Boxes(app, number, self._api.provider, (self._api.host,), {}, scopes=self._scopes)
+
+    def requests(self) -> dict[str, int]:
+        """Operation → how often it was asked for."""
+        return self._stand.sink_requests(self._ledger)
 
 
 class SmtpSink:

@@ -1,6 +1,7 @@
 """`make bench-spine`: ours against a task-per-message Celery worker, and the figures that the spine promises.
 
-    python -m tests.bench.spine [--only throughput,claims,memory,waiting] [--json FILE]
+    python -m tests.bench.spine [--only throughput,providers,google-client,claims,memory,waiting]
+                                [--json FILE]
 
 `QUICK=1` takes fewer messages and one repetition: about three minutes. The whole takes up to 25. It reports and never
 judges a time: it fails only when the sinks' ledgers disagree with PostgreSQL, or a question could not be asked.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,15 +22,17 @@ from pathlib import Path
 
 import psutil
 from tests.bench.claim_cost import ClaimCost, claim_cost
+from tests.bench.google_client import ClientCost, client_cost
 from tests.bench.ledgers import Ledgers
 from tests.bench.memory import Memory, memory
 from tests.bench.naive import Setting
 from tests.bench.report import as_json, as_text
+from tests.bench.routes import FEW_ROUTES, ROUTES, Route, Routes, measure_routes
 from tests.bench.stand import CannotRun, Stand, fsync_microseconds, stand
 from tests.bench.throughput import Comparison, Scenario, compare
 from tests.bench.waiting import Busy, Question, Waiting, Watched, waiting
 
-QUESTIONS = ("throughput", "claims", "memory", "waiting")
+QUESTIONS = ("throughput", "providers", "google-client", "claims", "memory", "waiting")
 
 ALL_SETTINGS = (
     Setting("prefork", 2),
@@ -46,6 +50,20 @@ SLOW_SETTINGS = (
     Setting("threads", 32, processes=2),
 )
 FEW_SLOW_SETTINGS = (Setting("prefork", 64), Setting("threads", 64))
+ROUTES_SETTING = Setting("solo", 1, processes=2)
+"""The baseline's fastest at 0 ms and 100 mailboxes, in every run so far: the routes do not try the others again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSize:
+    """Which routes, messages of one run (ours, the baseline's), and rounds; then the client's rounds and messages."""
+
+    routes: Sequence[Route]
+    ours: int
+    theirs: int
+    rounds: int
+    client_rounds: int
+    client_messages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,7 @@ class Size:
 
     times: int
     scenarios: Sequence[Scenario]
+    routes: RouteSize
     pending: int
     waits: int
     questions: Sequence[Question]
@@ -65,6 +84,8 @@ class Findings:
 
     machine: dict[str, str]
     comparisons: list[Comparison] = field(default_factory=list)
+    routes: Routes | None = None
+    google_client: list[ClientCost] = field(default_factory=list)
     claims: list[ClaimCost] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
@@ -100,8 +121,10 @@ def _questions(busy: int) -> list[Question]:
 def size() -> Size:
     """What `QUICK` asks for."""
     if os.environ.get("QUICK") == "1":
-        return Size(1, _scenarios(8_000, 1_500, FEW_SETTINGS, FEW_SLOW_SETTINGS), 200_000, 1, _questions(20_000))
-    return Size(5, _scenarios(20_000, 4_000, ALL_SETTINGS, SLOW_SETTINGS), 1_000_000, 3, _questions(100_000))
+        few = RouteSize(FEW_ROUTES, 2_000, 800, 1, 5, 100)
+        return Size(1, _scenarios(8_000, 1_500, FEW_SETTINGS, FEW_SLOW_SETTINGS), few, 200_000, 1, _questions(20_000))
+    every = RouteSize(ROUTES, 6_000, 2_000, 3, 12, 400)
+    return Size(5, _scenarios(20_000, 4_000, ALL_SETTINGS, SLOW_SETTINGS), every, 1_000_000, 3, _questions(100_000))
 
 
 def ask(bench: Stand, asked: Sequence[str], wanted: Size, findings: Findings) -> None:
@@ -122,6 +145,10 @@ def ask(bench: Stand, asked: Sequence[str], wanted: Size, findings: Findings) ->
                 lambda s=scenario: findings.comparisons.append(compare(bench, findings.ledgers, s, wanted.times)),
                 scenario.name,
             )
+    if "providers" in asked:
+        each(lambda: _ask_routes(bench, wanted.routes, findings), "the providers' routes")
+    if "google-client" in asked:
+        each(lambda: _ask_client(bench, wanted.routes, findings), "Google's client, against requests by hand")
     if "claims" in asked:
         for pending in (1_000, wanted.pending):
             each(lambda n=pending: findings.claims.append(claim_cost(bench, n)), f"claims at {pending:,} pending")
@@ -137,6 +164,16 @@ def ask(bench: Stand, asked: Sequence[str], wanted: Size, findings: Findings) ->
                 lambda q=question: findings.waiting.append(waiting(bench, findings.ledgers, q, wanted.waits)),
                 question.name,
             )
+
+
+def _ask_routes(bench: Stand, size: RouteSize, findings: Findings) -> None:
+    findings.routes = measure_routes(
+        bench, findings.ledgers, size.routes, ROUTES_SETTING, size.ours, size.theirs, size.rounds
+    )
+
+
+def _ask_client(bench: Stand, size: RouteSize, findings: Findings) -> None:
+    findings.google_client = client_cost(bench, size.client_rounds, size.client_messages)
 
 
 def _say(text: str) -> None:
@@ -166,6 +203,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(QUESTIONS), help="questions, apart by commas")
     parser.add_argument("--json", type=Path, default=Path("bench-spine.json"))
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` may end it: its servers and workers end with it
     begun = time.monotonic()
     try:
         with stand() as bench:

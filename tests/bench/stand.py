@@ -183,6 +183,10 @@ class Stand:
         """Key → how often the sink took it."""
         return {str(key): int(times) for key, times in self._sink(f"/{ledger}").items()}
 
+    def sink_requests(self, ledger: str) -> dict[str, int]:
+        """Operation of an API → how often the sink was asked for it."""
+        return {str(name): int(times) for name, times in self._sink(f"/{ledger}/requests").items()}
+
     def _sink(self, path: str) -> Mapping[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
         connection.request("GET", path)

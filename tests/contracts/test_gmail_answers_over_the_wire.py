@@ -83,6 +83,11 @@ EXAMPLES = [
         mailbox_waits(3 * MINUTE), DIRECT,
     ),
     Example(
+        "user-rate-until", "drafts.send", 429,
+        error(429, "rateLimitExceeded", "User-rate limit exceeded.  Retry after 2026-11-21T12:00:20.000Z"),
+        mailbox_waits(MINUTE / 3),
+    ),
+    Example(
         "user-rate-until", "drafts.send", 403, error(403, "rateLimitExceeded", "User-rate limit exceeded."),
         mailbox_waits(MINUTE),
     ),

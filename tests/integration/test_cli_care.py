@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from command_line import CommandLine
 from databases import Database
@@ -177,6 +178,59 @@ def test_an_unknown_message_is_settled_by_a_decision_that_is_kept(
     journal = outtray.ok("message", "show", message, "--json").json["journal"]
     assert "asked Bob" in str(journal[-1]["detail"])
     assert journal[-1]["actor"]
+
+
+def test_many_unknown_messages_are_shown_and_settled_by_a_filter(outtray: CommandLine, database: Database) -> None:
+    spring = [send(outtray, "--tag", "spring") for _ in range(3)]
+    other = send(outtray)
+    for message in (*spring, other):
+        put(database, message, "unknown")
+    with database.connect() as db:
+        db.execute(
+            "UPDATE outtray.message SET look_handover = handover, looks = 2, looked = %s WHERE id = %s",
+            [Jsonb({"finding": "no_way", "looked": "nowhere", "at": "2026-11-21T12:00:00+00:00"}), spring[0]],
+        )
+    for wrong in ((), ("--fail",), (spring[0], "--tag", "spring", "--fail"), ("--tag", "spring"),
+                  ("--older-than", "soon", "--fail")):  # fmt: skip
+        assert outtray("resolve", *wrong).code == 2, wrong
+    shown = outtray.ok("resolve", "--tag", "spring", "--fail", "--dry-run", "--json").json
+    assert [item["id"] for item in shown["items"]] == spring
+    assert [item["evidence"]["finding"] for item in shown["items"]] == ["no_way", None, None]
+    assert "there is no way to look" in outtray.ok("resolve", spring[0], "--dry-run").out
+    assert outtray.ok("resolve", "--older-than", "2h", "--fail", "--json").json["resolved"] == 0
+    done = outtray.ok("resolve", "--tag", "spring", "--fail", "--note", "asked Bob", "--json").json
+    assert done == {"resolved": 3, "moved_on": 0, "refused": {}}
+    states = [outtray.ok("message", "show", each, "--json").json["state"] for each in (*spring, other)]
+    assert states == ["failed"] * 3 + ["unknown"]
+    failed = [event for event in outtray.ok("events", "--json").lines if event["kind"] == "failed"]
+    assert sorted(event["message_id"] for event in failed) == sorted(spring), "one event each"
+
+
+def test_what_cannot_be_sent_again_is_left_and_said(outtray: CommandLine, database: Database) -> None:
+    good, gone = send(outtray, "--tag", "x"), send(outtray, "--tag", "x")
+    for message in (good, gone):
+        put(database, message, "unknown")
+    with database.connect() as db:
+        db.execute(
+            """UPDATE outtray.message SET draft = '{"id": "d"}', look_handover = handover, looks = 1,"""
+            """ looked = '{"finding": "nothing"}' WHERE id = %s""",
+            [gone],
+        )
+    done = outtray("resolve", "--tag", "x", "--resend", "--json")
+    assert (done.code, done.json["resolved"], list(done.json["refused"].values())) == (5, 1, [1])
+    assert [outtray.ok("message", "show", each, "--json").json["state"] for each in (good, gone)] == [
+        "queued",
+        "unknown",
+    ]
+
+
+def test_what_becomes_of_unknown_messages_is_set_per_mailbox(outtray: CommandLine) -> None:
+    box = outtray.ok("mailbox", "list", "--json").json[0]
+    assert box["on_unknown"] is None
+    for given, stored in (("resend", "resend"), ("hold", "hold"), ("app", None)):
+        assert outtray.ok("mailbox", "set", box["id"], "--on-unknown", given, "--json").json["on_unknown"] == stored
+        assert outtray.ok("mailbox", "set", box["id"], "--pace", "9", "--json").json["on_unknown"] == stored
+    assert outtray("mailbox", "set", box["id"], "--on-unknown", "maybe").code == 2
 
 
 def test_events_go_on_after_their_cursor(outtray: CommandLine) -> None:

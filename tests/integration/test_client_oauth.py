@@ -78,6 +78,8 @@ def test_the_same_consent_sends_by_smtp(client, issuer, server, limit):
     add = {"google": client.mailboxes.add_google, "microsoft": client.mailboxes.add_microsoft}[issuer]
     app = {"google": "google", "microsoft": "entra"}[issuer]
     box = add("ann@example.org", refresh_token=TOKEN, scopes=SCOPES[issuer]["smtp"], provider_app=app, smtp=True)
+    imap = {"google": "imap.gmail.com", "microsoft": "outlook.office365.com"}[issuer]
+    server = {**server, "imap": {"host": imap, "port": 993, "tls": "implicit"}}
     assert (box.provider, box.server) == ("smtp", server)
     assert box.limits.recipients_per_message == limit
     with pytest.raises(InvalidMailbox, match=r"scopes: none of those granted lets it send"):

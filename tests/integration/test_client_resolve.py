@@ -120,6 +120,14 @@ def test_what_is_no_decision_and_a_missing_message_are_refused(client, unknown):
         client.resolve(new_id(), "sent")
 
 
+def test_with_new_credentials_what_is_unknown_is_looked_for_anew(database, client, unknown):
+    ended = client.enqueue(hello()).id
+    ask(database.settings, "UPDATE outtray.message SET look_handover = handover, looks = 5")
+    client.mailboxes.set_password(None, "another")
+    assert message_row(database.settings, unknown)["look_handover"] is None
+    assert message_row(database.settings, ended)["look_handover"] == 0, "what waits has nothing to be looked for"
+
+
 def test_nothing_is_sent_again_from_a_mailbox_that_is_gone(database, client, unknown):
     client.mailboxes.remove(None)
     with pytest.raises(WrongState, match="removed or disabled"):

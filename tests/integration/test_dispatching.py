@@ -6,6 +6,8 @@ import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
+from psycopg.types.json import Jsonb
+
 from outtray_schema import wakes
 from outtray_worker.celery import celery_app
 from outtray_worker.items import MailboxMove, Record, Refusal
@@ -220,6 +222,8 @@ def test_an_unknown_whose_policy_is_resend_goes_back_once_absence_may_count(data
             box, message = await w.gate_one(box_id)
             await w.write(MailboxMove(box.id, box.fence, ends=True))
             await w.shift(HANDOVER + timedelta(seconds=1))
+            assert (await tend(w.db, SETTLE))["resent"] == 0, "not before somebody tried to look"
+            await w.db.execute("UPDATE outtray.message SET look_at = NULL, looked = %s", [Jsonb({"finding": "no_way"})])
             assert (await tend(w.db, SETTLE))["resent"] == 0, "not before the settling time"
             await w.shift(SETTLE)
             await tend(w.db, SETTLE)

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from crm import ADDRESS, ask, crm, hand_over, hello, mailbox_row, message_row
 from outtray import Explanation, NotFound, Outtray
@@ -52,6 +53,16 @@ class Desk:
     def crew(self, *roles: str) -> None:
         for role in roles or ("worker", "dispatcher"):
             self.sql("INSERT INTO outtray.process (id, role) VALUES (%s, %s)", uuid4().hex, role)
+
+    def looked(
+        self, message_id: UUID, finding: str | None, looked: str | None, next_look: str = "now() + interval '9 days'"
+    ) -> datetime | None:
+        """Looks were planned, and the last one showed this; answers with the time of the next."""
+        shown = {"finding": finding, "looked": looked, "at": self.now().isoformat(), "since": self.now().isoformat()}
+        self.message(message_id, "look_handover = handover, looks = 1, looked = %s", Jsonb(shown) if finding else None)
+        self.message(message_id, f"look_at = {next_look}")
+        at: datetime | None = message_row(self.settings, message_id)["look_at"]
+        return at
 
     def explain(self, message_id: UUID) -> Explanation:
         answer = self.client.explain(message_id)
@@ -114,8 +125,12 @@ def test_a_handover_under_way_says_until_when_its_outcome_is_known(desk):
 def test_an_unknown_message_waits_for_a_decision_or_for_its_policy(desk):
     message = desk.send()
     hand_over(desk.settings, message, "unknown", reason="connection lost")
+    desk.crew()
+    assert "about to be looked for" in desk.explain(message).reason
+    desk.looked(message, "no_way", "Mail.Send alone lets nobody look", next_look="NULL")
     answer = desk.explain(message)
     assert (answer.code, answer.who, answer.earliest) == ("unknown", "operator", None)
+    assert any("there is no way to look (looked at: Mail.Send alone" in line for line in answer.details)
     assert "connection lost" in answer.reason and "outtray resolve" in " ".join(answer.details)
     desk.message(message, "on_unknown = 'resend'")
     answer = desk.explain(message)
@@ -124,6 +139,30 @@ def test_an_unknown_message_waits_for_a_decision_or_for_its_policy(desk):
     desk.client.cancel(message)
     answer = desk.explain(message)
     assert answer.who == "operator" and "asked to be cancelled" in " ".join(answer.details)
+
+
+def test_an_unknown_message_says_what_was_looked_for_and_when_the_next_look_is(desk):
+    message = desk.send(on_unknown="resend")
+    hand_over(desk.settings, message, "unknown", reason="connection lost")
+    at = desk.looked(message, None, None)
+    answer = desk.explain(message)
+    assert (answer.who, answer.earliest) == ("nobody", at) and "not looked for yet" in answer.details[0]
+    desk.looked(message, "absent", "all 7 of what was sent, by our key")
+    answer = desk.explain(message)
+    assert (answer.who, "by its policy" in answer.reason) == ("nobody", False), "a look can still show something"
+    assert "no copy of it was found (looked at: all 7 of what was sent, by our key)" in answer.details[0]
+    assert "the next look is due at" in answer.details[1]
+    at = desk.looked(message, "nothing", "the draft is gone")
+    assert desk.explain(message).who == "operator" and desk.explain(message).earliest == at
+
+
+def test_an_ended_message_says_what_became_of_its_draft(desk):
+    message = desk.send()
+    desk.message(message, 'draft = \'{"id": "d"}\'')
+    desk.client.cancel(message)
+    assert "its draft is about to be deleted" in desk.explain(message).details
+    desk.message(message, "draft_end = 'deleted'")
+    assert "its draft was deleted" in desk.explain(message).details
 
 
 def test_a_message_past_its_time_waits_for_the_dispatcher_to_end_it(desk):

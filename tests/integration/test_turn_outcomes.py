@@ -291,7 +291,7 @@ def test_erased_or_damaged_content_fails_its_message_alone(database):
             erased, damaged, whole = office.enqueue(box, 3)
             await office.w.db.execute("DELETE FROM outtray.content WHERE message_id = %s", [erased])
             await office.w.db.execute(
-                "UPDATE outtray.content SET body = overlay(body PLACING 'x'::bytea FROM 40) WHERE message_id = %s",
+                "UPDATE outtray.content SET body = set_byte(body, 40, 255 - get_byte(body, 40)) WHERE message_id = %s",
                 [damaged],
             )
             await office.until_idle()

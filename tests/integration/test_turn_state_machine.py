@@ -1,7 +1,8 @@
 """The message's states under random interleavings of all that may happen to it, and what must hold at each step.
 
 Two workers claim, gate, hand over and record through real registrars, as late and as often as chance wants it; an app
-cancels, suppresses, pauses and decides; time passes; and a provider that keeps its own account is the judge.
+cancels, suppresses, pauses and decides; looks for evidence begin and are written, in any order; time passes; and a
+provider that keeps its own account is the judge. One of the two mailboxes can be looked into, the other cannot.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed
 from outtray_worker.lease import Leases
 from outtray_worker.pick import arm
+from outtray_worker.providers import Finding
 from outtray_worker.quotas.ledger import read_allowances
+from outtray_worker.reconcile.decide import Rules
+from outtray_worker.reconcile.read import read_case
+from outtray_worker.reconcile.schedule import OTHERS
+from outtray_worker.reconcile.write import Look, write_look
 from outtray_worker.record import Attempt, record_of
 from outtray_worker.registrar import Registrar
 from outtray_worker.spool import Spool
@@ -56,7 +62,7 @@ NOT_TAKEN = (
 )  # fmt: skip
 HAPPENINGS = (
     *["work"] * 6, *["gate"] * 4, *["take"] * 4, *["record"] * 5, *["end"] * 2, *["time"] * 5, *["dispatcher"] * 4,
-    *["enqueue"] * 2, "cancel", *["resolve"] * 2, "hold", *["release"] * 2,
+    *["enqueue"] * 2, "cancel", *["resolve"] * 2, "hold", *["release"] * 2, *["look"] * 6, *["tell"] * 6,
 )  # fmt: skip
 """What happens, as often as it stands here: mostly work, or chance would never get as far as a late answer."""
 EXAMPLES, STEPS = 20, 50
@@ -112,6 +118,7 @@ class Queue(RuleBasedStateMachine):
         self.client = Outtray(self.database.settings, app="app", actor="test")
         self.boxes = [self.do(self.add_mailbox()) for _ in range(2)]
         self.turns: list[Turn] = []
+        self.looks: list[Look] = []
         self.truth = Truth()
         self.stopped = 0
 
@@ -190,6 +197,8 @@ class Queue(RuleBasedStateMachine):
             "end": lambda: self.end(chance["number"]),
             "time": lambda: self.time_passes(chance["seconds"]),
             "dispatcher": self.dispatcher,
+            "look": lambda: self.look(chance["number"], chance["flags"][0]),
+            "tell": lambda: self.tell(chance["number"]),
             "cancel": lambda: self.cancel(chance["number"]),
             "resolve": lambda: self.resolve(chance["number"], chance["decision"]),
             "hold": lambda: self.hold(chance["box"], chance["to"], chance["held"]),
@@ -348,6 +357,33 @@ class Queue(RuleBasedStateMachine):
         turn.due.clear()
         await self.registrars[turn.worker].move(MailboxMove(turn.box.id, turn.box.fence, ends=True))
 
+    # ── looks for evidence ──────────────────────────────────────────────────────────────────────────────────────
+
+    def look(self, number: int, later: bool) -> None:
+        """A look begins and shows what is so at this moment. When it is written is another matter."""
+        if later:
+            self.time_passes(200.0)
+        self.dispatcher()
+        message = self.some(("unknown",), number)
+        if message is not None:
+            case = self.do(read_case(self.db, load_vault(self.database.settings), message))
+            if case is not None:
+                self.looks.append(Look(case, self.shown(message, case.mailbox.id)))
+
+    def shown(self, message: UUID, box: UUID) -> Finding:
+        if box == self.boxes[1]:
+            return Finding("no_way", "no permission")
+        found = Finding("sent", "what was sent", Sent("p", "<r@example.org>"))
+        return found if self.truth.taken(message) else Finding("absent", "what was sent")
+
+    def tell(self, number: int) -> None:
+        """Write one of the looks that have ended: late, or a second time, as chance wants it."""
+        if self.looks:
+            look = self.looks[-1 - number % min(len(self.looks), 3)]
+            self.do(write_look(self.db, look, Rules(OTHERS, SETTLE, 8, timedelta(hours=24))))
+            if self.state(look.case.message_id) == "queued":
+                self.assert_armed(look.case.message_id)
+
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def time_passes(self, seconds: float) -> None:
@@ -392,7 +428,7 @@ class Queue(RuleBasedStateMachine):
     def nothing_is_taken_twice_unless_it_was_sent_again_by_decision_or_policy(self) -> None:
         again = Counter(
             row[0] for row in self.rows(
-                "SELECT message_id FROM outtray.journal WHERE kind = 'resend'"
+                "SELECT message_id FROM outtray.journal WHERE kind = 'resend' AND actor = 'policy'"
                 " OR kind = 'resolved' AND detail->>'decision' = 'resend'"
             )
         )  # fmt: skip
@@ -440,6 +476,8 @@ class Queue(RuleBasedStateMachine):
         self.seen["taken"] += sum(h.taken is not None for h in self.truth.handovers)
         self.seen["stopped gates"] += self.stopped
         self.seen.update(f"journal {kind}" for (kind,) in self.rows("SELECT kind FROM outtray.journal"))
+        again = "SELECT FROM outtray.journal WHERE kind = 'resend' AND actor = 'evidence'"
+        self.seen["sent again by evidence"] += len(self.rows(again))
         try:
             self.finish()
         finally:
@@ -505,5 +543,5 @@ def test_the_queue_keeps_its_promises_under_every_interleaving(database, seed):
         ),
     )  # fmt: skip
     print(dict(Queue.seen))
-    reached = ("taken", "stopped gates", "journal sent", "journal unknown")
+    reached = ("taken", "stopped gates", "journal sent", "journal unknown", "journal look")
     assert all(Queue.seen[what] for what in reached), Queue.seen

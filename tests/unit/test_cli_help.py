@@ -34,8 +34,9 @@ def test_every_command_that_was_promised_is_there() -> None:
         mailbox reconnect, mailbox remove, mailbox import-usage, pause, resume, send, status, message list,
         message show, explain, cancel, reschedule, resolve, events, keys new, keys add, keys rotate, keys producer,
         migrate, doctor, worker, dispatcher, flower, provider-app add, provider-app list, provider-app set-secret,
-        provider-app remove, mailbox connect google, mailbox connect microsoft, mailbox disconnect, mailbox revoke,
-        mailbox consents, mailbox add delegated"""
+        provider-app set, provider-app remove, budget add, budget list, budget set, budget remove,
+        mailbox connect google, mailbox connect microsoft, mailbox disconnect, mailbox revoke,
+        mailbox consents, mailbox add delegated, sandbox"""
     assert {tuple(each.split()) for each in promised.split(",")} <= set(COMMANDS)
 
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from outtray.cli.application import build
 from outtray.explain import Explanation
 from outtray_sandbox.accepted import Accepted
-from outtray_sandbox.demo.cast import AT_ITS_LIMIT, HOSTS, PLAYERS, REVOKED, Player
+from outtray_sandbox.demo.cast import AT_ITS_LIMIT, BY_GRAPH, HOSTS, PLAYERS, REVOKED, Player
+from outtray_sandbox.demo.ids import Ids
 from outtray_sandbox.demo.live import picture
 from outtray_sandbox.demo.scenario import HELD_BACK, Faults
 from outtray_sandbox.demo.stage import messages
@@ -26,6 +27,8 @@ from outtray_schema.message import parse_message
 from outtray_schema.plans import effective_limits
 
 ENDED = {"dispatcher": 0, "worker 2": 0}
+NAMED = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+THREE = ("provider's", "<delivered@x.example>", "conversation")
 
 
 def box(player: Player, **fields) -> BoxNow:
@@ -40,12 +43,14 @@ def box(player: Player, **fields) -> BoxNow:
 
 
 def taken(message_id: str, player: Player) -> Accepted:
-    return Accepted(message_id, player.address, player.address, ("a@b.example",), "", 1, 1000.0, 1.0, "s", "250")
+    return Accepted(
+        f"<{message_id}@x.example>", player.address, player.address, ("a@b.example",), "", 1, 1000.0, 1.0, "s", "250"
+    )
 
 
 def good_accounts() -> Accounts:
     """25 sent by a mailbox that had used 475 of 500, everything else of the file waiting."""
-    ids = [f"<{number}@x.example>" for number in range(len(messages()))]
+    ids = [str(number) for number in range(len(messages()))]
     boxes = [box(player) for player in PLAYERS]
     boxes[0] = box(AT_ITS_LIMIT, sent=25, used=500, queued=len(ids) - 25, parked_reason="quota: messages")
     return Accounts(
@@ -55,12 +60,16 @@ def good_accounts() -> Accounts:
         others=0,
         taken=tuple(taken(message_id, AT_ITS_LIMIT) for message_id in ids[:25]),
         reasons={AT_ITS_LIMIT.address: Explanation("active", "quota", "its limit is reached", datetime.now(UTC))},
+        ids=Ids(frozenset({THREE}), frozenset({THREE}), ()),
     )
 
 
 def good_faults() -> Faults:
     message = uuid4()
-    return Faults(flushed_with_queued=40, killed_in_handover=message, settled=[message])
+    return Faults(
+        flushed_with_queued=40, killed_in_handover=message, settled=[message], gmail_named=NAMED, gmail_parked=NAMED,
+        found=[uuid4()],
+    )  # fmt: skip
 
 
 def broken(accounts: Accounts, faults: Faults | None = None, ended: dict[str, int] = ENDED) -> list[str]:
@@ -118,7 +127,22 @@ def test_an_explanation_that_names_neither_a_time_nor_a_person_is_not_ok():
 
 
 def test_a_kill_that_did_not_fall_in_a_handover_is_not_ok():
-    assert broken(good_accounts(), Faults(flushed_with_queued=40)) == ["all of it under faults"]
+    assert broken(good_accounts(), replace(good_faults(), killed_in_handover=None)) == ["all of it under faults"]
+
+
+def test_an_unknown_message_that_nobody_found_is_not_ok():
+    assert broken(good_accounts(), replace(good_faults(), found=[])) == ["all of it under faults"]
+
+
+@pytest.mark.parametrize("parked", [None, NAMED - timedelta(seconds=1), NAMED + timedelta(minutes=1)])
+def test_a_mailbox_that_waits_shorter_or_longer_than_its_provider_asked_is_not_ok(parked: datetime | None):
+    assert broken(good_accounts(), replace(good_faults(), gmail_parked=parked)) == ["as long as asked"]
+
+
+@pytest.mark.parametrize("ours", [set(), {("another", *THREE[1:])}, {(*THREE[:2], None)}])
+def test_an_id_that_is_missing_or_another_than_the_providers_is_not_ok(ours: set):
+    ids = Ids(frozenset(ours), frozenset(ours) if (*THREE[:2], None) in ours else frozenset({THREE}), ())
+    assert broken(replace(good_accounts(), ids=ids)) == ["the three ids"]
 
 
 def test_a_process_that_had_to_be_killed_at_the_end_is_not_ok():
@@ -157,6 +181,10 @@ def test_the_mailbox_at_its_limit_has_more_messages_than_its_limit_has_room():
     first = [message for message in messages()[:-HELD_BACK] if message["mailbox"] == AT_ITS_LIMIT.address]
     room = effective_limits(AT_ITS_LIMIT.plan, {}, "smtp").daily["messages"] - AT_ITS_LIMIT.used_elsewhere
     assert 0 < room < len(first)
+
+
+def test_there_is_mail_left_for_the_504_whatever_left_before():
+    assert any(message["mailbox"] == BY_GRAPH.address for message in messages()[-HELD_BACK:])
 
 
 def test_every_mailbox_has_its_server():

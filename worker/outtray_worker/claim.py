@@ -32,7 +32,7 @@ FROM free, t
 WHERE m.id = free.id AND m.status = 'active' AND m.next_at <= t.now
   AND (m.turn_until IS NULL OR m.turn_until <= t.now)
 RETURNING m.id, m.app_id, m.provider, m.provider_app, m.host, m.server, m.address, m.credentials, m.credentials_version,
-    m.scopes, m.plan, m.limits, m.turn_fence AS fence, m.dead_turns, m.parks,
+    m.scopes, m.plan, m.limits, m.learned, m.turn_fence AS fence, m.dead_turns, m.parks, t.now,
     EXISTS (SELECT FROM outtray.mailbox_budget b WHERE b.mailbox_id = m.id) AS has_budgets
 """
 
@@ -83,9 +83,12 @@ class ClaimedMailbox:
     scopes: Sequence[str]
     plan: str
     limits: Mapping[str, Any]
+    learned: Mapping[str, Any]
     fence: int
     dead_turns: int
     parks: int
+    now: datetime
+    """The database's clock at the claim."""
     has_budgets: bool
 
 

@@ -117,9 +117,10 @@ def learn_senders(outtray: Outtray, box: MailboxView) -> MailboxView:
 
 
 def senders(name: Mailbox, app: AppName = None, as_json: Json = False) -> None:
-    """Learn which From addresses the provider lets this mailbox use, and keep them as its aliases.
+    """Learn which From addresses a mailbox may use.
 
-    `mailbox connect` does it by itself. Gmail shows them to settings.basic, readonly or modify; Microsoft to User.Read.
+    They are kept as its aliases, beside those that were entered. `mailbox connect` does it by itself. Gmail shows them
+    to settings.basic, readonly or modify; Microsoft to User.Read.
     """
     with ready_services() as settings, Outtray(settings, app=app) as outtray:
         box = learn_senders(outtray, outtray.mailboxes.get(mailbox_name(name)))
@@ -164,6 +165,17 @@ def _server_facts(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "login", f"{said['mechanism'] or 'none'} [dim](offered: {offered})[/]"
     yield "largest mail", size(said["size_limit"]) if said["size_limit"] else "the server names no limit"
     yield "extensions", escape(", ".join(said["extensions"]))
+    yield "evidence", _looks(said["imap"])
+
+
+def _looks(imap: Mapping[str, Any] | str | None) -> str:
+    """What the mailbox's IMAP server shows; a mail leaves whatever it says."""
+    if imap is None:
+        return "none can be had: no IMAP server is named (outtray mailbox set --imap-host)"
+    if isinstance(imap, str):
+        return f"[yellow]{escape(imap)}[/]"
+    search = ", Gmail's own search" if imap["gmail_search"] else ""
+    return escape(f"{imap['sent']} at {imap['place']} ({imap['tls'] or 'in clear'}, {imap['mechanism']}){search}")
 
 
 def _api_facts(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

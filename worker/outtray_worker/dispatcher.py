@@ -29,6 +29,8 @@ from outtray_worker.deadline import boottime
 from outtray_worker.heartbeat import EVERY, beat, leave
 from outtray_worker.pick import arm, pick, pick_few, unpick
 from outtray_worker.prune import prune
+from outtray_worker.reconcile.pick import pick_looks
+from outtray_worker.reconcile.schedule import Schedules
 from outtray_worker.rounds import EXPRESS, ORDINARY, Rounds
 from outtray_worker.sweep import sweep
 from outtray_worker.tend import tend
@@ -42,6 +44,9 @@ TROUBLE_PAUSE = 0.5
 FULL_PAUSE = 0.02
 """Seconds until a full queue of rounds is looked at again: workers empty it in tens of milliseconds."""
 
+LOOKS_AT_ONCE = 64
+"""Messages in one task of looks."""
+
 Connect = Callable[[], Awaitable[AsyncConnection[Any]]]
 
 
@@ -54,6 +59,8 @@ class Dispatcher:
         self._connect = connect
         self._redis = broker
         self._rounds = rounds
+        self._broker = asyncio.Lock()  # the loops share one connection to it, which is one thread's at a time
+        self._schedules = Schedules.of(settings)
         self._due = asyncio.Event()
         self._stopping = asyncio.Event()
         self._redis_away = False
@@ -61,7 +68,7 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Run every loop until `stop()`; a loop that PostgreSQL or Redis fails rests and goes on."""
-        loops = (self._take_wakes, self._publish, self._tend, self._sweep, self._prune, self._beat)
+        loops = (self._take_wakes, self._publish, self._look, self._tend, self._sweep, self._prune, self._beat)
         async with asyncio.TaskGroup() as group:
             for loop in loops:
                 group.create_task(self._for_ever(loop))
@@ -117,7 +124,7 @@ class Dispatcher:
 
     async def _publish(self, connection: AsyncConnection[Any]) -> float:
         self._due.clear()
-        room = self._settings.round_backlog - await asyncio.to_thread(self._rounds.waiting)
+        room = await self._backlog_room()
         picked: list[UUID] = []
         await self._overtake(connection, room)
         if room > 0:
@@ -132,6 +139,11 @@ class Dispatcher:
                     await self._due.wait()
         return 0.0
 
+    async def _backlog_room(self) -> int:
+        """How many tasks may still wait in the broker."""
+        async with self._broker:
+            return self._settings.round_backlog - await asyncio.to_thread(self._rounds.waiting)
+
     async def _overtake(self, connection: AsyncConnection[Any], room: int) -> None:
         """Small apps are served by rounds that overtake all others; at most as many again may wait."""
         if room > -self._settings.round_backlog:
@@ -142,15 +154,27 @@ class Dispatcher:
         size = self._settings.round_mailboxes
         for start in range(0, len(picked), size):
             try:
-                await asyncio.to_thread(self._rounds.publish, picked[start : start + size], priority)
+                async with self._broker:
+                    await asyncio.to_thread(self._rounds.publish, picked[start : start + size], priority)
             except Exception:
                 await unpick(connection, picked[start:])
                 raise
 
+    async def _look(self, connection: AsyncConnection[Any]) -> float:
+        """Publish due looks for evidence while rounds leave room for them. One that nobody carries out is due again."""
+        settings, every = self._settings, self._settings.tend_every.total_seconds()
+        if await self._backlog_room() <= 0:
+            return every
+        picked = await pick_looks(connection, LOOKS_AT_ONCE, settings.round_again + settings.look_limit)
+        if picked:
+            async with self._broker:
+                await asyncio.to_thread(self._rounds.publish_looks, picked)
+        return 0.0 if len(picked) == LOOKS_AT_ONCE else every
+
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _tend(self, connection: AsyncConnection[Any]) -> float:
-        moved = await tend(connection, self._settings.settle_time)
+        moved = await tend(connection, self._settings.settle_time, self._schedules)
         if any(moved.values()):
             log.info("tended", **{name.replace(" ", "_"): count for name, count in moved.items() if count})
             self._due.set()

@@ -1,8 +1,9 @@
 """The group's one transaction: lock the mailboxes, pass gates and write outcomes, move the mailboxes.
 
 All of it is one call of `outtray.write_group_1`, whose SQL and reasons stand in
-`schema/outtray_schema/migrations/versions/0003_write_group.sql`. A group that spends shared budgets takes a few
-statements more, in the same transaction: mailboxes are locked first, then budgets.
+`schema/outtray_schema/migrations/versions/0003_write_group.sql`. A group that spends shared budgets, or in which a
+provider teaches us a limit, takes a few statements more, in the same transaction: mailboxes are locked first, then
+budgets.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from psycopg.types.json import Jsonb
 
 from outtray_worker.items import Gate, Item, MailboxMove, Record, Refusal, Stopped
 from outtray_worker.quotas.budgets import Exceeded, lock_budgets
+from outtray_worker.quotas.learn import learn
 
 # Locks the mailboxes that the group writes, in the order of their ids. The call locks them itself; this comes first
 # only where budgets are locked between.
@@ -59,15 +61,23 @@ async def write_group(connection: AsyncConnection[Any], items: Sequence[Item]) -
     refusals = [item for item in items if isinstance(item, Refusal)]
     moves = [item for item in items if isinstance(item, MailboxMove)]
     moves += [item.move for item in items if isinstance(item, Record | Refusal) and item.move is not None]
-    outcomes = _columns(records, RECORD) | _columns(refusals, REFUSAL) | _columns(_merged(moves), STEP)
+    moves = _merged(moves)
+    outcomes = _columns(records, RECORD) | _columns(refusals, REFUSAL) | _columns(moves, STEP)
     locked = {gate.mailbox_id for gate in gates} | {move.mailbox_id for move in moves}
     parameters = outcomes | {"lock_id": list(locked)}
     answer = GroupAnswer({}, {}, {}, {}, {}, set())
-    if any(gate.spend is not None for gate in gates):
-        async with connection.transaction():
-            await _write_within_budgets(connection, gates, parameters, answer)
-    else:
+    spends = any(gate.spend is not None for gate in gates)
+    lessons = {move.mailbox_id: move.learns for move in moves if move.learns is not None}
+    if not spends and not lessons:
         await _write(connection, parameters | _columns(gates, GATE), answer)
+        return answer
+    async with connection.transaction():
+        if spends:
+            await _write_within_budgets(connection, gates, parameters, answer)
+        else:
+            await _write(connection, parameters | _columns(gates, GATE), answer)
+        if lessons:
+            await learn(connection, lessons)
     return answer
 
 
@@ -130,6 +140,7 @@ def _join(first: MailboxMove, second: MailboxMove) -> MailboxMove:
         hold=holder.hold,
         hold_reason=holder.hold_reason,
         credentials_version=holder.credentials_version,
+        learns=second.learns if second.learns is not None else first.learns,
     )
 
 

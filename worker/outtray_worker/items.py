@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -64,6 +65,8 @@ class MailboxMove:
     hold: str | None = None
     hold_reason: str | None = None
     credentials_version: int = 0
+    learns: Mapping[str, int | None] | None = None
+    """The provider refused for a limit of its own: the limits in force, to be lowered to where the ledger stands."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ MAKE_SENT = """
 UPDATE outtray.message SET state = 'sent', version = version + 1, ended_at = outtray.outtray_now(),
     counted_at = CASE WHEN %(in_usage)s THEN NULL ELSE outtray.outtray_now() END, handover_end = outtray.outtray_now(),
     provider_id = %(provider_id)s, rfc_message_id = coalesce(%(rfc_message_id)s, rfc_message_id),
-    conversation_id = %(conversation_id)s, reason = 'answered late', evidence = %(evidence)s
+    conversation_id = %(conversation_id)s, reason = %(reason)s, evidence = %(evidence)s
 WHERE id = %(id)s
 """
 
@@ -108,6 +108,7 @@ async def _believe(connection: AsyncConnection[Any], row: dict[str, Any], record
         "rfc_message_id": record.rfc_message_id,
         "conversation_id": record.conversation_id,
         "evidence": Jsonb(dict(record.evidence or {})),
+        "reason": record.reason or "answered late",
     }
     told = {"app_id": row["app_id"], "mailbox_id": row["mailbox_id"], "id": record.message_id}
     touched = (await connection.execute(TOUCH_USAGE, [record.message_id, record.handover])).rowcount
@@ -118,4 +119,4 @@ async def _believe(connection: AsyncConnection[Any], row: dict[str, Any], record
     if row["handover"] > record.handover:
         await connection.execute(KEEP_NEWER, [record.message_id])
     await connection.execute(MAKE_SENT, ids | {"in_usage": touched > 0})
-    await connection.execute(TELL, told | {"kind": "sent", "data": Jsonb({"reason": "answered late"})})
+    await connection.execute(TELL, told | {"kind": "sent", "data": Jsonb({"reason": ids["reason"]})})

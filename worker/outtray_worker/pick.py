@@ -37,8 +37,8 @@ FROM locked, candidate c, t WHERE m.id = locked.id AND c.id = locked.id
 RETURNING m.id, c.place, c.next_at
 """
 
-# The due mailboxes of small apps, for rounds that overtake. What is due and what runs is counted only as far as it takes
-# to see that an app is not small. Locks as PICK does.
+# The due mailboxes of small apps, for rounds that overtake. What is due and what runs is counted only as far as it
+# takes to see that an app is not small. Locks as PICK does.
 PICK_FEW = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now, EXISTS (SELECT FROM outtray.switch) AS switches),
 small AS MATERIALIZED (

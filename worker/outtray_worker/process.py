@@ -30,9 +30,8 @@ from outtray_schema.errors import CannotOpen, UnknownKey
 from outtray_schema.outcome import Held, Parked
 from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault, load_vault
-from outtray_worker.accounts import open_account
+from outtray_worker.accounts import SealedMailbox, open_account
 from outtray_worker.auth.tokens import Auth
-from outtray_worker.claim import ClaimedMailbox
 from outtray_worker.content import READERS, ContentReader
 from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline
@@ -48,6 +47,7 @@ from outtray_worker.providers.web.signals import Signals
 from outtray_worker.quarantine import Quarantine
 from outtray_worker.quotas.check import Quotas
 from outtray_worker.quotas.pace import Pace
+from outtray_worker.reconcile.look import Looks
 from outtray_worker.registrar import Registrar
 from outtray_worker.replay import replay_for_ever
 from outtray_worker.spool import Spool
@@ -126,7 +126,7 @@ class Process:
         self.leases = Leases(settings.lease)
         self.spool = Spool(settings.spool)
         self.registrar = Registrar(settings, self._registrar_connection, self.spool, self.leases)
-        self.auth = Auth(settings, self.vault, self.pool.connection)
+        self.auth = Auth(settings, self.vault, self.pool.connection, self._signals.note)
         self.content = ContentReader(self._content_pool, self.vault, settings.content_memory)
         self.pace = Pace(self.redis, settings)
         self.quotas = Quotas(self.pool)
@@ -134,6 +134,7 @@ class Process:
         self.forwarding = asyncio.Semaphore(FORWARDS)
         self.lag = Lag()
         self.engine = Engine(self)
+        self.looks = Looks(self)
         self._wake_now = asyncio.Event()
         self._loops = [
             self._vital(self.content.run(), "content"),
@@ -178,6 +179,7 @@ class Process:
     async def close(self) -> None:
         """Drain: nothing new begins, handovers under way finish and are written."""
         self.draining = True
+        await self.looks.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_limit.total_seconds()):
                 await self.engine.drain()
@@ -207,8 +209,8 @@ class Process:
 
     # ── what turns ask ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def open_session(self, box: ClaimedMailbox) -> Session:
-        """The provider's session for one turn of this mailbox. Nothing is connected yet.
+    def open_session(self, box: SealedMailbox) -> Session:
+        """The provider's session for one turn of this mailbox, or for looks into it. Nothing is connected yet.
 
         A mailbox that cannot be opened gets a session that says so: it must not take its round's others with it.
         """
@@ -267,9 +269,10 @@ class Process:
             with contextlib.suppress(psycopg.Error):
                 async with self.pool.connection() as connection:
                     picked = await pick(connection, room, self.settings.round_again)
+        looking = await self.looks.pick_for_itself()
         if picked:
             await self.engine.admit(picked)
-        else:
+        elif not looking:
             await asyncio.sleep(self.settings.pick_every.total_seconds())
 
 
@@ -293,6 +296,10 @@ class ProcessThread:
     def admit(self, mailbox_ids: list[UUID], express: bool = False) -> int:
         """Block until the round's last mailbox is admitted."""
         return int(self._call(self.process.engine.admit(mailbox_ids, express)))
+
+    def look(self, message_ids: list[UUID]) -> int:
+        """Return once looks for these messages have begun, as far as there is room."""
+        return int(self._call(self.process.looks.admit(message_ids)))
 
     def stop_taking(self) -> None:
         """From now on nothing new begins; rounds that wait for room return."""

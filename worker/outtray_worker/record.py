@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from outtray_schema.learned import measures_of
+from outtray_schema.ledger import Allowance
 from outtray_schema.outcome import Drafted, Failed, Held, NotBegun, Outcome, Parked, Retry, Sent, Unknown
+from outtray_schema.plans import Limits
 from outtray_schema.settings import Settings
 from outtray_worker.backoff import mailbox_backoff, message_backoff
 from outtray_worker.claim import ClaimedMailbox, DueMessage
 from outtray_worker.items import MailboxMove, Record, Refusal
+from outtray_worker.quotas.check import limits_of
+
+# Google: near a sending limit a 200 is no proof, since the 429 may come minutes late (guide "handle errors", 2026-04).
+NO_PROOF_NEAR_THE_LIMIT = frozenset({"gmail"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,13 @@ def refusal_of(attempt: Attempt, outcome: Outcome) -> Refusal | MailboxMove | No
     )
 
 
+def doubt(mailbox: ClaimedMailbox, allowance: Allowance, outcome: Outcome) -> Outcome:
+    """A success that is no proof asks for another look (`look_again`); everything else stays as it is."""
+    if not isinstance(outcome, Sent) or mailbox.provider not in NO_PROOF_NEAR_THE_LIMIT or not allowance.nearly_used:
+        return outcome
+    return replace(outcome, evidence={**outcome.evidence, "look_again": True})
+
+
 def give_up(attempt: Attempt, outcome: Outcome) -> Outcome:
     """A retry too many, or too late, is a failure. Only the message's own failures ever count towards it."""
     if not isinstance(outcome, Retry):
@@ -123,9 +137,10 @@ def move_of(attempt: Attempt, outcome: Outcome) -> MailboxMove | None:
     """What the outcome does to the mailbox, if anything."""
     mailbox = attempt.mailbox
     match outcome:
-        case Parked(reason=reason, after=after):
+        case Parked(reason=reason, after=after, teaches=teaches):
             park = mailbox_backoff(attempt.settings, mailbox.parks, after)
-            return MailboxMove(mailbox.id, mailbox.fence, park=park, park_reason=reason, counts=True)
+            learns = _lesson(mailbox) if teaches else None
+            return MailboxMove(mailbox.id, mailbox.fence, park=park, park_reason=reason, counts=True, learns=learns)
         case Held(reason=reason, status=status):
             return MailboxMove(
                 mailbox.id,
@@ -138,3 +153,8 @@ def move_of(attempt: Attempt, outcome: Outcome) -> MailboxMove | None:
             return MailboxMove(mailbox.id, mailbox.fence, resets=True)
         case _:
             return None
+
+
+def _lesson(mailbox: ClaimedMailbox) -> dict[str, int | None]:
+    limits = limits_of(mailbox) or Limits()
+    return measures_of(limits.daily)

@@ -1,4 +1,4 @@
-"""Rounds: Celery tasks that each carry up to 64 mailbox ids and nothing else.
+"""Rounds: Celery tasks that each carry up to 64 mailbox ids and nothing else. Looks: the same with message ids.
 
 The queue is bounded, so the backlog and any outage of the workers stay in PostgreSQL. It has two priorities: a round of
 small apps overtakes all that wait, in the broker and in the worker.
@@ -6,7 +6,7 @@ small apps overtakes all that wait, in the broker and in the worker.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,8 @@ from celery import Celery
 
 QUEUE = "rounds"
 TASK = "outtray.round"
+LOOK_TASK = "outtray.look"
+"""A worker of the release before does not know it, and throws it away: those looks are picked again in a while."""
 
 EXPRESS, ORDINARY = 0, 1
 """Priorities of Celery's Redis transport: the lowest number is taken first."""
@@ -29,13 +31,20 @@ class Rounds:
 
     def publish(self, mailbox_ids: Sequence[UUID], priority: int = ORDINARY) -> None:
         """Put one round into the queue. Raises what the broker raises; the caller takes the pick back."""
+        self._send(TASK, mailbox_ids, priority, {"express": True} if priority == EXPRESS else {})
+
+    def publish_looks(self, message_ids: Sequence[UUID]) -> None:
+        """Put looks for these messages into the queue. Raises what the broker raises; they are picked again anyway."""
+        self._send(LOOK_TASK, message_ids, ORDINARY, {})
+
+    def _send(self, task: str, ids: Sequence[UUID], priority: int, arguments: Mapping[str, bool]) -> None:
         self._open()
         try:
-            ids = [str(mailbox_id) for mailbox_id in mailbox_ids]
-            arguments = {"express": True} if priority == EXPRESS else {}
+            texts = [str(each) for each in ids]
             self._app.send_task(
-                TASK, args=[ids], kwargs=arguments, queue=QUEUE, producer=self._producer, retry=False, priority=priority
-            )
+                task, args=[texts], kwargs=dict(arguments), queue=QUEUE, producer=self._producer, retry=False,
+                priority=priority,
+            )  # fmt: skip
         except Exception:
             self.close()
             raise

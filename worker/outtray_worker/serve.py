@@ -29,7 +29,7 @@ from outtray_worker.providers.microsoft import MicrosoftProvider
 from outtray_worker.providers.smtp import SmtpProvider
 from outtray_worker.providers.web import Web
 from outtray_worker.providers.web.signals import Signals
-from outtray_worker.rounds import TASK, Rounds
+from outtray_worker.rounds import LOOK_TASK, TASK, Rounds
 
 EXPRESS_FETCH = 0.05
 """Seconds that a worker which wants no ordinary round waits for an overtaking one before it asks itself again."""
@@ -78,6 +78,10 @@ def worker_app(settings: Settings, thread: ProcessThread) -> Celery:
     @app.task(name=TASK)  # type: ignore[untyped-decorator]
     def take_round(mailbox_ids: list[str], express: bool = False) -> None:
         thread.admit(_parsed(mailbox_ids), express)
+
+    @app.task(name=LOOK_TASK)  # type: ignore[untyped-decorator]
+    def look(message_ids: list[str]) -> None:
+        thread.look(_parsed(message_ids))
 
     def started(**_: Any) -> None:
         thread.start()
@@ -158,10 +162,10 @@ def spare_the_collector() -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
-def _parsed(mailbox_ids: object) -> list[UUID]:
-    """The ids of a round; whatever else somebody put into the broker is left out."""
+def _parsed(ids: object) -> list[UUID]:
+    """The ids of a round or of looks; whatever else somebody put into the broker is left out."""
     parsed = []
-    for text in mailbox_ids if isinstance(mailbox_ids, list) else []:
+    for text in ids if isinstance(ids, list) else []:
         try:
             parsed.append(UUID(text))
         except (ValueError, AttributeError, TypeError):

@@ -1,7 +1,8 @@
 """Tend: what time does to turns and messages while nobody works on them (protocol, rules 2, 9, 12 and 13).
 
-Dead turns are ended, overdue handovers become `unknown`, expired messages end, and an `unknown` whose policy is
-`resend` goes back into the queue once absence may count. Each works in chunks and skips what somebody else holds.
+Dead turns are ended, overdue handovers become `unknown`, looks for evidence are planned, expired messages end, and an
+`unknown` that nobody can look for and whose policy is `resend` goes back into the queue once absence may count. Each
+works in chunks and skips what somebody else holds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from datetime import timedelta
 from typing import Any
 
 from psycopg import AsyncConnection
+
+from outtray_worker.reconcile.plan import plan_looks
+from outtray_worker.reconcile.schedule import DEFAULT, Schedules
 
 CHUNK = 500
 """Rows that one statement takes."""
@@ -57,24 +61,29 @@ INSERT INTO outtray.event (app_id, mailbox_id, message_id, kind, data)
 SELECT app_id, mailbox_id, id, 'expired', jsonb_build_object('reason', reason) FROM ended
 """
 
+# The policy is for what nobody can look for: the message's own, else its mailbox's, else its app's. Where a look can
+# show something, only that counts.
+_BLIND = """u.state = 'unknown' AND u.look_handover = u.handover AND u.look_at IS NULL
+      AND u.looked->>'finding' = 'no_way' AND u.cancel_asked_at IS NULL
+      AND coalesce(u.on_unknown, b.on_unknown, a.on_unknown) = 'resend'"""
+
 # Mailboxes before messages, in the order of ids: that is the order of the gate.
-RESENDABLE = """
+RESENDABLE = f"""
 SELECT m.id FROM outtray.mailbox m WHERE m.id IN (
-    SELECT u.mailbox_id FROM outtray.message u JOIN outtray.app a ON a.id = u.app_id
-    WHERE u.state = 'unknown' AND u.cancel_asked_at IS NULL AND coalesce(u.on_unknown, a.on_unknown) = 'resend'
-      AND u.handover_until + %(settle)s <= outtray.outtray_now()
+    SELECT u.mailbox_id FROM outtray.message u
+        JOIN outtray.mailbox b ON b.id = u.mailbox_id JOIN outtray.app a ON a.id = u.app_id
+    WHERE {_BLIND} AND u.handover_until + %(settle)s <= outtray.outtray_now()
     ORDER BY u.id LIMIT %(chunk)s)
 ORDER BY m.id FOR NO KEY UPDATE
 """
 
 # Back into the queue without a definite refusal: the old handover goes on counting, as `usage` (rule 12), because a
 # frozen process may still send it; and from now on the message may have left.
-RESEND = """
+RESEND = f"""
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now), again AS (
-    SELECT u.id FROM outtray.message u JOIN outtray.app a ON a.id = u.app_id, t
-    WHERE u.mailbox_id = ANY(%(boxes)s) AND u.state = 'unknown' AND u.cancel_asked_at IS NULL
-      AND coalesce(u.on_unknown, a.on_unknown) = 'resend'
-      AND u.handover_until + %(settle)s <= t.now
+    SELECT u.id FROM outtray.message u
+        JOIN outtray.mailbox b ON b.id = u.mailbox_id JOIN outtray.app a ON a.id = u.app_id, t
+    WHERE u.mailbox_id = ANY(%(boxes)s) AND {_BLIND} AND u.handover_until + %(settle)s <= t.now
     FOR NO KEY UPDATE OF u SKIP LOCKED),
 kept AS (
     INSERT INTO outtray.usage (mailbox_id, counted_at, recipients, external, externals, message_id, handover, source)
@@ -92,17 +101,18 @@ noted AS (
     SELECT id, mailbox_id, 'resend', handover, 'policy' FROM queued),
 told AS (
     INSERT INTO outtray.event (app_id, mailbox_id, message_id, kind, data)
-    SELECT app_id, mailbox_id, id, 'queued', '{"reason": "resend"}' FROM queued)
+    SELECT app_id, mailbox_id, id, 'queued', '{{"reason": "resend"}}' FROM queued)
 UPDATE outtray.mailbox m SET next_at = outtray.not_before(least(m.next_at, t.now), m.parked_until)
 FROM t WHERE m.id IN (SELECT mailbox_id FROM queued)
 """
 
 
-async def tend(connection: AsyncConnection[Any], settle: timedelta) -> dict[str, int]:
+async def tend(connection: AsyncConnection[Any], settle: timedelta, schedules: Schedules = DEFAULT) -> dict[str, int]:
     """One look at everything that time has overtaken. Returns how many of each were moved on."""
     return {
         "dead turns": await _all_of(connection, END_DEAD_TURNS),
         "unknown": await _all_of(connection, MARK_UNKNOWN),
+        "looks planned": await plan_looks(connection, schedules),
         "expired": await _all_of(connection, EXPIRE),
         "resent": await _resend(connection, settle),
     }

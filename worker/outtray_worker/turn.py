@@ -31,7 +31,7 @@ from outtray_worker.lease import Lease
 from outtray_worker.providers import Draft, Mail, Original, Prepared, Session
 from outtray_worker.quotas.budgets import Spend
 from outtray_worker.quotas.tokens import Tokens
-from outtray_worker.record import Attempt, ends_turn, record_of, refusal_of
+from outtray_worker.record import Attempt, doubt, ends_turn, record_of, refusal_of
 
 if TYPE_CHECKING:
     from outtray_worker.process import Process
@@ -231,6 +231,7 @@ class Turn:
             self._allowance.give_back(attempt.message)
         if isinstance(outcome, NotBegun):
             self._tokens.give_back()
+        outcome = doubt(self._mailbox, self._allowance, outcome)
         self._process.metrics.outcome(self._mailbox.provider, outcome)
         self._unwritten = self._process.registrar.record(record_of(attempt, passed.handover, outcome))
 

@@ -6,6 +6,7 @@ import typer
 
 from outtray.cli import (
     apps,
+    budgets,
     cancel,
     connect,
     doctor,
@@ -60,6 +61,7 @@ def _add_setting_up(app: typer.Typer) -> None:
     mailboxes.group.command("consents", epilog=connect.CONSENTS_EXAMPLES)(connect.consents)
     mailboxes.adding.command("delegated", epilog=connect.DELEGATED_EXAMPLES)(connect.add_delegated)
     app.add_typer(provider_apps.group, name="provider-app", rich_help_panel=_SETTING_UP)
+    app.add_typer(budgets.group, name="budget", rich_help_panel=_SETTING_UP)
     app.add_typer(keys.group, name="keys", rich_help_panel=_SETTING_UP)
     app.command("migrate", epilog=migrate.EXAMPLES, rich_help_panel=_SETTING_UP)(migrate.migrate)
     app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel=_SETTING_UP)(doctor.doctor)

@@ -19,6 +19,7 @@ from outtray.cli.screen import MAILBOX_STATES, colored, count, done, facts, hint
 from outtray.cli.secret import FromFile, FromStdin
 from outtray.cli.session import client
 from outtray.mailboxes import Mailbox as MailboxView
+from outtray_schema.learned import Learned
 from outtray_schema.plans import DAILY, PLANS, Limits, beyond_documented
 
 group = options.group("Mailboxes: the accounts that mail leaves from.")
@@ -69,6 +70,63 @@ Aliases = Annotated[
 ]
 
 
+ImapHost = Annotated[
+    str | None,
+    typer.Option(
+        "--imap-host",
+        metavar="NAME",
+        help="Look here for what was sent, by the same login. none: look nowhere.",
+        show_default=False,
+    ),
+]
+ImapPort = Annotated[
+    int | None, typer.Option("--imap-port", help="Default: 993; 143 with --imap-tls starttls.", show_default=False)
+]
+ImapTls = Annotated[Tls | None, typer.Option("--imap-tls", help="Default: implicit.", show_default=False)]
+SentCopies = Annotated[
+    Literal["provider", "none", "unsaid"] | None,
+    typer.Option(
+        "--sent-copies",
+        help="Who files a copy of what is sent. Default unsaid: as is known of the server, or seen there.",
+        show_default=False,
+    ),
+]
+ImapUsername = Annotated[
+    str | None, typer.Option("--imap-username", metavar="NAME", help="Where IMAP has another.", show_default=False)
+]
+ImapPasswordFile = Annotated[
+    Path | None,
+    typer.Option("--imap-password-file", metavar="FILE", help="Where IMAP has another.", show_default=False),
+]
+
+OnUnknown = Annotated[
+    Literal["hold", "resend", "app"] | None,
+    typer.Option(
+        "--on-unknown",
+        help="What to do where nobody can tell whether a message left. app: as its app has it.",
+        show_default=False,
+    ),
+]
+
+
+def imap_server(host: str | None, port: int | None, tls: Tls | None, copies: str | None) -> dict[str, Any]:
+    """The flags that were given, as fields of `ImapServer`. RFC 8314 3.2: implicit TLS on 993, STARTTLS on 143."""
+    if host == "none" and (port or tls or copies):
+        raise UsageError("--imap-host none: look nowhere; then no other flag of IMAP makes sense")
+    if tls and port is None:
+        port = 993 if tls == "implicit" else 143
+    tls = tls or ("starttls" if port == 143 else None)
+    named = {"host": host, "port": port, "tls": tls}
+    found: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    if copies is not None:
+        found["files_sent"] = {"provider": True, "none": False, "unsaid": None}[copies]
+    return found
+
+
+def _imap_password(file: Path | None) -> str | None:
+    return None if file is None else secret.read_secret(False, file, "", "", "--imap-password-file")
+
+
 def mailbox_name(text: str | None) -> UUID | str | None:
     """A mailbox as the client takes it: an id, or an address."""
     if text is None or "@" in text:
@@ -104,6 +162,12 @@ def add_smtp(
     pace: Pace = None,
     auth: AuthFlag = None,
     ca_file: CaFile = None,
+    imap_host: ImapHost = None,
+    imap_port: ImapPort = None,
+    imap_tls: ImapTls = None,
+    sent_copies: SentCopies = None,
+    imap_username: ImapUsername = None,
+    imap_password_file: ImapPasswordFile = None,
     default: Annotated[
         bool, flag("--default", text="Messages that name no mailbox leave from it. The first one is.")
     ] = False,
@@ -114,6 +178,9 @@ def add_smtp(
 
     It asks for the password, on the terminal or by the flags below. Nothing is sent.
     """
+    imap = imap_server(imap_host, imap_port, imap_tls, sent_copies)
+    if imap and imap_host is None:
+        raise UsageError("name the server to look at, too: --imap-host")
     with client(app) as outtray:
         first = not any(each.is_default for each in outtray.mailboxes.list())
         added = outtray.mailboxes.add_smtp(
@@ -127,6 +194,9 @@ def add_smtp(
             limits=_limits(limit, reserve, pace),
             ca_file=str(ca_file.absolute()) if ca_file else None,
             auth=auth or "auto",
+            imap=imap if imap_host not in (None, "none") else None,
+            imap_username=imap_username,
+            imap_password=_imap_password(imap_password_file),
             default=default or first,
         )
     _show_added(added, as_json)
@@ -174,11 +244,27 @@ def limits_line(limits: Limits) -> str:
         "external": "external",
         "unique_external": "unique external",
     }
-    parts = [f"{number:,} {words[name]}" for name in DAILY if (number := getattr(limits, name)) is not None]
+    parts = [f"{number:,} {words[name]}" for name in DAILY if (number := _shown(limits, name)) is not None]
     line = f"{', '.join(parts)} in 24 h" if parts else "no daily limit"
     if limits.per_minute is not None:
         line += f", {limits.per_minute} a minute"
     return line + (f", {limits.reserve} kept in reserve" if limits.reserve else "")
+
+
+def _shown(limits: Limits, name: str) -> int | None:
+    """A limit as its plan has it, or the lower one that was learned."""
+    number: int | None = getattr(limits, name)
+    lesson = limits.lesson(name)
+    return number if lesson is None else lesson.limit
+
+
+def learned_line(each: Learned) -> str:
+    """What a refusal taught, in one line."""
+    plan = "forgotten" if each.plan is None else f"the plan's {each.plan:,}"
+    return (
+        f"the provider refused at {each.used:,} {each.measure} on {moment(each.at)}; +10 % a day without a refusal,"
+        f" {plan} on {moment(each.forgotten_at)}"
+    )
 
 
 @group.command("list", epilog=examples("outtray mailbox list", "outtray mailbox list --app crm --json"))
@@ -227,6 +313,7 @@ def _facts(box: MailboxView) -> Iterator[tuple[str, str]]:
     if box.parked_until and box.parked_until > datetime.now(UTC):
         yield "parked until", f"{moment(box.parked_until)}: {escape(box.parked_reason or '')}"
     yield "server", _server_line(box)
+    yield "evidence", _imap_line(box.server.get("imap"))
     yield (
         "plan",
         f"{box.plan} [dim]{escape(PLANS[box.plan].source)}, {PLANS[box.plan].date}[/]"
@@ -234,15 +321,27 @@ def _facts(box: MailboxView) -> Iterator[tuple[str, str]]:
         else box.plan,
     )
     yield "may send", limits_line(box.limits)
+    for each in box.limits.learned:
+        yield "learned", learned_line(each)
+    yield "budgets", escape(", ".join(box.budgets))
     yield "per message", f"{box.limits.recipients_per_message} recipients" if box.limits.recipients_per_message else ""
     yield (
         "overrides",
         escape(" ".join(f"{name}={'none' if value is None else value}" for name, value in box.overrides.items())),
     )
+    yield "on unknown", box.on_unknown or ""
     yield "default", "messages that name no mailbox leave from it" if box.is_default else ""
     yield "next turn", moment(box.next_at)
     yield "turn until", moment(box.turn_until)
     yield "added", moment(box.created_at)
+
+
+def _imap_line(imap: Mapping[str, Any] | None) -> str:
+    if not imap:
+        return ""
+    files = {"True": ", the provider files copies", "False": ", the provider files no copies"}
+    said = files.get(str(imap.get("files_sent")), "")
+    return escape(f"imap {imap['host']}:{imap['port']} {imap['tls']}{said}")
 
 
 def _server_line(box: MailboxView) -> str:
@@ -256,6 +355,8 @@ def _server_line(box: MailboxView) -> str:
     epilog=examples(
         "outtray mailbox set ann@example.com --limit messages=800 --pace 20",
         "outtray mailbox set ann@example.com --plan workspace --reserve 100",
+        "outtray mailbox set ann@example.com --on-unknown resend",
+        "outtray mailbox set ann@example.com --imap-host imap.example.com --sent-copies provider",
         "outtray mailbox set ann@example.com --password",
     ),
 )
@@ -267,6 +368,20 @@ def change(
     pace: Pace = None,
     sender: SenderName = None,
     alias: Aliases = None,
+    on_unknown: OnUnknown = None,
+    forget_learned: Annotated[
+        bool, flag("--forget-learned", text="Drop the lower limits that the provider's refusals taught.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="NAME", help="Share this budget.", show_default=False)
+    ] = None,
+    leave_budget: Annotated[
+        str | None, typer.Option("--leave-budget", metavar="NAME", help="Share it no more.", show_default=False)
+    ] = None,
+    imap_host: ImapHost = None,
+    imap_port: ImapPort = None,
+    imap_tls: ImapTls = None,
+    sent_copies: SentCopies = None,
     default: Annotated[bool, flag("--default", text="Messages that name no mailbox leave from it.")] = False,
     password: Annotated[bool, flag("--password", text="Ask for a new password.")] = False,
     from_stdin: FromStdin = False,
@@ -280,7 +395,9 @@ def change(
     """
     limits = _limits(limit, reserve, pace)
     new_password = password or from_stdin or from_file is not None
-    if not (plan or limits or sender is not None or alias or default or new_password):
+    changes = plan or limits or sender is not None or alias or on_unknown or forget_learned or budget or leave_budget
+    imap = imap_server(imap_host, imap_port, imap_tls, sent_copies)
+    if not (changes or default or new_password or imap):
         raise UsageError("nothing to change; see: outtray mailbox set --help")
     with client(app) as outtray:
         box = outtray.mailboxes.get(mailbox_name(name))
@@ -288,8 +405,13 @@ def change(
             box = outtray.mailboxes.set_password(box.id, secret.read_password(from_stdin, from_file, "New password"))
         if default:
             box = outtray.mailboxes.set_default(box.id)
-        if plan or limits or sender is not None or alias:
-            box = outtray.mailboxes.set(box.id, plan=plan, limits=limits, name=sender, aliases=alias)
+        if imap:
+            box = outtray.mailboxes.set_imap(box.id, None if imap_host == "none" else imap)
+        if changes:
+            box = outtray.mailboxes.set(
+                box.id, plan=plan, limits=limits, name=sender, aliases=alias, on_unknown=on_unknown,
+                forget_learned=forget_learned, budget=budget, leave_budget=leave_budget,
+            )  # fmt: skip
     if as_json:
         print_json(box)
         return
@@ -316,6 +438,8 @@ def reconnect(
     tls: TlsFlag = None,
     auth: AuthFlag = None,
     ca_file: CaFile = None,
+    imap_username: ImapUsername = None,
+    imap_password_file: ImapPasswordFile = None,
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
@@ -334,6 +458,8 @@ def reconnect(
             tls=tls,
             ca_file=str(ca_file.absolute()) if ca_file else None,
             auth=auth,
+            imap_username=imap_username,
+            imap_password=_imap_password(imap_password_file),
         )
     if as_json:
         print_json(box)

@@ -1,13 +1,15 @@
-"""The demo: six mailboxes, 300 messages, real servers and processes, and everything that can go wrong, in a minute.
+"""The demo: eight mailboxes, 300 messages, real servers and processes, and everything that can go wrong, in a minute.
 
-stage      what it plays on: PostgreSQL, Valkey, SMTP servers, mailboxes, in a folder that is thrown away
+stage      what it plays on: PostgreSQL, Valkey, mailboxes, in a folder that is thrown away
 cast       who plays: the mailboxes and their servers
+servers    those of the mail: SMTP, Gmail, Graph
 crew       the processes, started and killed
 scenario   what happens, in order
 decide     what becomes of an unknown message
 show       how time passes; what the system says of itself
 live       what is seen meanwhile
 reasons    why mail still waits
+ids        the three ids of what left, ours and theirs
 summary    what is left of it, compared with the servers' own ledgers
 """
 
@@ -48,7 +50,7 @@ def run_demo(settings: Settings, console: Console, seed: int = SEED) -> int:
     """
     _introduce(console)
     view = View(console)
-    view.say("PostgreSQL, Valkey and SMTP servers start in a folder of their own, which is removed at the end")
+    view.say("PostgreSQL, Valkey and mail servers start in a folder of their own, which is removed at the end")
     with _leaving_in_order(), set_up(settings, seed) as stage:
         try:
             return _play(Show(stage, view, seed), console)
@@ -88,8 +90,8 @@ def _leave(number: int, _frame: FrameType | None) -> None:
 def _introduce(console: Console) -> None:
     console.rule("[bold]Outtray demo[/]", align="left", style="dim")
     console.print(
-        f"Six mailboxes on different plans, {len(messages())} messages, and real processes: things will break, and no "
-        "mail will be lost or sent twice. It ends by itself after about a minute."
+        f"Eight mailboxes on different plans, {len(messages())} messages, and real processes: things will break, and "
+        "no mail will be lost or sent twice. It ends by itself after about a minute."
     )
     shortened = ", ".join(f"{name.replace('_', ' ')} {_against_real(name)}" for name in NAMED)
     console.print(Text(f"Time is shortened (in brackets: what it really is): {shortened}.", "dim"))

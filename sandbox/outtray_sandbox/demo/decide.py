@@ -30,4 +30,4 @@ def settle_unknown(show: Show, message: MessageView) -> None:
     if status != 0:
         raise DecisionFailed(f"outtray resolve ended with {status}: {said}")
     for line in said.splitlines():
-        show.say(line.removeprefix("✓ "), "good")
+        show.say(line.removeprefix("✓ ").strip(), "good" if line.startswith("✓") else "step")

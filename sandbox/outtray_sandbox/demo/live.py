@@ -30,7 +30,7 @@ MARKS: dict[Kind, tuple[str, str]] = {
 """What stands before a line, and its colour: our own step, a fault that we make, what the system says of itself."""
 
 Columns = tuple[tuple[str, int], ...]
-WIDE = 104
+WIDE = 107
 """Columns from which plan and quota stand in the mailbox's own line."""
 PLAIN_EVERY = 4.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -122,7 +122,7 @@ NARROW = (
     ("failed", 8),
     ("quota", 11),
 )
-WIDE_ENDS = (("  plan", 13), ("quota used of allowed", 25))
+WIDE_ENDS = (("  plan", 16), ("quota used of allowed", 25))
 """Heads and widths of the columns; in a wide terminal the last of `NARROW` gives way to `WIDE_ENDS`."""
 
 LEFT = ("mailbox", "  plan")
@@ -153,14 +153,14 @@ def _cells(box: BoxNow, columns: Columns) -> list[Text]:
     cells += [Text(f"{number:,}" if number else "·", style=style if number else "dim") for number, style in numbers]
     if columns == NARROW:
         return [*cells, Text(f"{box.used:,}/{box.allowed:,}")]
-    return [*cells, Text(f"  {box.player.plan}"), Text(f"{box.used:,} of {box.allowed:,} {box.measure}")]
+    return [*cells, Text(f"  {box.player.label}"), Text(f"{box.used:,} of {box.allowed:,} {box.measure}")]
 
 
 def _below(box: BoxNow, columns: Columns) -> Text:
     """The second line of a mailbox: its state in words, and its plan where that has no column."""
     line = Text("  ", no_wrap=True, overflow="ellipsis")
     if columns == NARROW:
-        line.append(f"{box.player.plan}: ", style="dim")
+        line.append(f"{box.player.label}: ", style="dim")
     return line.append(box.state, style=_colour(box))
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import redis
 
 from outtray.wakes import redis_url
-from outtray_sandbox.demo.cast import AT_ITS_LIMIT, CUT_SHORT, REVOKED, TROUBLED
+from outtray_sandbox.demo.cast import AT_ITS_LIMIT, BY_GMAIL, BY_GRAPH, CUT_SHORT, REVOKED, TROUBLED
 from outtray_sandbox.demo.crew import Member
 from outtray_sandbox.demo.decide import settle_unknown
 from outtray_sandbox.demo.show import Show
 from outtray_sandbox.demo.stage import messages
 from outtray_sandbox.demo.watch import Now, all_alive, clock, open_handovers
+from outtray_sandbox.google.errors import shape
 
 WORKERS = 2
 HELD_BACK = 40
@@ -22,6 +25,8 @@ AFTER_FLUSH = 10
 """Messages that have to leave after the flush before anything else breaks."""
 TROUBLE_SECONDS = 8.0
 TROUBLE = "451 4.3.0 Temporary system problem. Try again later."
+GMAIL_WAITS = timedelta(seconds=8)
+"""How far away the time is that Gmail names when it refuses."""
 ON_CAMERA = 1.5
 """Seconds for which a person is shown the open handover before the kill, and the unknown before the decision."""
 
@@ -33,6 +38,11 @@ class Faults:
     flushed_with_queued: int = 0
     killed_in_handover: UUID | None = None
     settled: list[UUID] = field(default_factory=list)
+    gmail_named: datetime | None = None
+    """The time that Gmail named, and the one until which the mailbox was parked then."""
+    gmail_parked: datetime | None = None
+    found: list[UUID] = field(default_factory=list)
+    """Messages that were unknown, and that Outtray itself looked for and found."""
 
 
 def perform(show: Show) -> Faults:
@@ -43,14 +53,17 @@ def perform(show: Show) -> Faults:
     show.until(lambda now: now.count("sent") >= 10, "the first ten were sent")
     show.pause(2)
     _begin_trouble(show)
+    _refuse_until(show, faults)
     show.pause(3)
     _revoke(show)
     show.until(lambda now: now.of(REVOKED).status == "reconnect", "the revoked mailbox was found out")
     show.until(lambda now: now.of(AT_ITS_LIMIT).at_its_limit, "a mailbox reached its daily limit")
     _flush_redis(show, faults)
+    _answer_504(show, faults)
     show.until(lambda _: show.has_recovered(TROUBLED), "the troubled server's mailbox sent again")
     _kill_in_a_handover(show, faults)
     _finish(show, faults)
+    faults.found = show.found
     return faults
 
 
@@ -80,6 +93,27 @@ def _begin_trouble(show: Show) -> None:
     server = show.stage.server_of(TROUBLED)
     server.add_rule(stage="mail", reply=TROUBLE, seconds=TROUBLE_SECONDS)
     show.say(f"the server of {TROUBLED.address} answers 451 for {TROUBLE_SECONDS:.0f} s", "fault")
+
+
+def _refuse_until(show: Show, faults: Faults) -> None:
+    """Gmail refuses one handover, in the shape of its own 429: the time to wait for stands in the text alone."""
+    named = datetime.now(UTC).replace(microsecond=0) + GMAIL_WAITS
+    text = f"User-rate limit exceeded.  Retry after {named:%Y-%m-%dT%H:%M:%S}.000Z"
+    body = json.loads(json.dumps(shape(429, "userRateLimitExceeded", text, "usageLimits")))
+    show.stage.server_of(BY_GMAIL).add_rule(stage="drafts.send", status=429, body=body, times=1)
+    show.say(
+        f"Gmail refuses a handover of {BY_GMAIL.address} with 429: not before {named.astimezone():%H:%M:%S}", "fault"
+    )
+    parked = show.until(lambda now: now.of(BY_GMAIL).parked_until is not None, "Gmail's refusal parked its mailbox")
+    faults.gmail_named, faults.gmail_parked = named, parked.of(BY_GMAIL).parked_until
+
+
+def _answer_504(show: Show, faults: Faults) -> None:
+    """Graph takes a mail, and its gateway gives up waiting for the answer."""
+    late = {"error": {"code": "UnknownError", "message": ""}}
+    show.stage.server_of(BY_GRAPH).add_rule(stage="messages.send", status=504, take=True, body=late, times=1)
+    show.say(f"Graph takes the next mail of {BY_GRAPH.address}, and answers 504", "fault")
+    show.until(lambda _: bool(show.found), "the mail behind the 504 was found in Sent Items")
 
 
 def _revoke(show: Show) -> None:
@@ -115,7 +149,7 @@ def _kill_in_a_handover(show: Show, faults: Faults) -> None:
     faults.killed_in_handover = message
     show.say(f"{member} is killed (kill -9) in the middle of that handover", "fault")
     show.say(f"{show.stage.crew.start('worker')} is started in its place")
-    show.until(lambda now: now.count("unknown") > 0, "the message that was cut short was unknown")
+    show.until(lambda now: now.undecided > 0, "the message that was cut short was unknown")
 
 
 def _held_handover(show: Show) -> tuple[UUID, Member]:
@@ -143,9 +177,11 @@ def _held_handover(show: Show) -> tuple[UUID, Member]:
 
 
 def _finish(show: Show, faults: Faults) -> None:
-    """Settle what is unknown, as it comes up, until nothing more happens."""
-    while not show.until(lambda now: now.settled or now.count("unknown") > 0, "all was sent or waits for good").settled:
+    """Decide about what is unknown and cannot be looked for, as it comes up, until nothing more happens."""
+    while not show.until(lambda now: now.settled or now.undecided > 0, "all was sent or waits for good").settled:
         show.pause(ON_CAMERA)
         for unknown in show.stage.client.list(state="unknown").items:
-            settle_unknown(show, unknown)
-            faults.settled.append(unknown.id)
+            player = show.stage.player_of(unknown.mailbox_id)
+            if player is None or not player.can_be_looked_into:
+                settle_unknown(show, unknown)
+                faults.settled.append(unknown.id)

@@ -33,6 +33,9 @@ class Show:
         self._cursor: str | None = None
         self._parked: dict[UUID, str] = {}
         self._recovered: set[UUID] = set()
+        self._looked_for: set[UUID] = set()
+        self.found: list[UUID] = []
+        """Messages that were unknown until a look found them."""
 
     def until(self, condition: Callable[[Now], bool], what: str) -> Now:
         """Let time pass until the condition holds. Raises `TooSlow`, `EndedByItself`."""
@@ -73,6 +76,8 @@ class Show:
         if player is None or event.mailbox_id is None:
             return
         reason = _in_words(str(event.data.get("reason", "")))
+        if event.message_id in self._looked_for:
+            self._tell_finding(event, player)
         if event.kind == "mailbox.parked" and self._parked.get(event.mailbox_id) != reason:
             self._parked[event.mailbox_id] = reason
             self.say(f"{player.address} parks itself: {reason}", "system")
@@ -83,6 +88,24 @@ class Show:
             self.say(f"{player.address} sends again, by itself", "good")
         elif event.kind == "unknown":
             self.say(f"a message of {player.address} is unknown: {reason}", "system")
+            if player.can_be_looked_into and event.message_id is not None:
+                self._looked_for.add(event.message_id)
+
+    def _tell_finding(self, event: Event, player: Player) -> None:
+        """What Outtray's own looks showed about a message that was unknown."""
+        if event.message_id is None or event.kind not in ("sent", "queued"):
+            return
+        self._looked_for.discard(event.message_id)
+        if event.kind == "sent":
+            self.found.append(event.message_id)
+            self.say(
+                f"Outtray looked into the mailbox of {player.address}: found the copy of it, so it was sent", "good"
+            )
+        else:
+            self.say(
+                f"Outtray looked into the mailbox of {player.address}: found it still a draft, and sends that one",
+                "good",
+            )
 
 
 def _in_words(reason: str) -> str:

@@ -1,9 +1,8 @@
-"""The stage: PostgreSQL, Valkey, SMTP servers, mailboxes and processes, all in a folder that is thrown away."""
+"""The stage: PostgreSQL, Valkey, mail servers, mailboxes and processes, all in a folder that is thrown away."""
 
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,10 +21,10 @@ from psycopg.rows import DictRow, dict_row
 from outtray import Outtray
 from outtray.mailboxes import Mailbox, UsageRow
 from outtray_sandbox.accepted import Accepted
-from outtray_sandbox.demo.cast import HOSTS, PLAYERS, Host, Player
+from outtray_sandbox.demo.cast import HOSTS, PLAYERS, Player
 from outtray_sandbox.demo.crew import Crew
+from outtray_sandbox.demo.servers import Server, connect, places, serve
 from outtray_sandbox.services import Services
-from outtray_sandbox.smtp import SmtpServer
 from outtray_schema.database import conninfo
 from outtray_schema.keyfile import new_key_file
 from outtray_schema.migrate import migrate
@@ -42,12 +41,16 @@ SHORTENED: Mapping[str, timedelta] = {
     "prepare_limit": timedelta(seconds=8),
     "connect_timeout": timedelta(seconds=5),
     "command_timeout": timedelta(seconds=5),
+    "settle_time": timedelta(seconds=4),
     "backoff_base": timedelta(seconds=1),
     "backoff_cap": timedelta(seconds=4),
     "park_cap": timedelta(seconds=3),
     "drain_limit": timedelta(seconds=10),
 }
 """What takes minutes in earnest and seconds here. The demo says so on screen."""
+
+LOOK_SCALE = 0.02
+"""Looks for evidence come so much sooner, and their providers settle so much sooner (5 minutes become 6 s)."""
 
 STATEMENT_TIMEOUT = "5s"
 USED_AGO = timedelta(hours=20)
@@ -61,13 +64,13 @@ class Stage:
     folder: Path
     settings: Settings
     services: Services
-    servers: Mapping[str, SmtpServer]
+    servers: Mapping[str, Server]
     client: Outtray
     boxes: Mapping[str, Mailbox]
     database: Connection[DictRow]
     crew: Crew
 
-    def server_of(self, player: Player) -> SmtpServer:
+    def server_of(self, player: Player) -> Server:
         return self.servers[player.host]
 
     def player_of(self, mailbox_id: UUID | None) -> Player | None:
@@ -86,14 +89,14 @@ def set_up(settings: Settings, seed: int) -> Iterator[Stage]:
         folder = Path(tempfile.mkdtemp(prefix="outtray-demo-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         services = stack.enter_context(Services.start(folder, durable=True, keep=False))
-        ours = _settings(settings, services, folder)
+        servers = {host.name: stack.enter_context(serve(host, folder, seed)) for host in HOSTS}
+        ours = _settings(settings, services, folder, places(servers))
         migrate(ours)
-        servers = {host.name: stack.enter_context(_server(host, folder, seed)) for host in HOSTS}
         client = stack.enter_context(Outtray(ours, actor="demo"))
         client.apps.add("default")
         boxes = {player.address: _connect(client, player, servers[player.host]) for player in PLAYERS}
         database = stack.enter_context(_connection(ours))
-        crew = Crew(_environment(ours), folder)
+        crew = Crew(_environment(ours, places(servers)), folder)
         stack.callback(crew.close)
         yield Stage(folder, ours, services, servers, client, boxes, database, crew)
 
@@ -104,11 +107,13 @@ def messages() -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _settings(settings: Settings, services: Services, folder: Path) -> Settings:
+def _settings(settings: Settings, services: Services, folder: Path, urls: Mapping[str, str]) -> Settings:
     new_key_file(folder / "keys.json")
     return settings.model_copy(
         update={
             **SHORTENED,
+            **urls,
+            "look_scale": LOOK_SCALE,
             "database_url": services.database_url,
             "redis_url": services.redis_url,
             "data_folder": folder,
@@ -120,10 +125,12 @@ def _settings(settings: Settings, services: Services, folder: Path) -> Settings:
     )
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def _environment(settings: Settings, urls: Mapping[str, str]) -> dict[str, str]:
     """The same settings for the processes."""
     named = {name: f"{value.total_seconds():g}s" for name, value in SHORTENED.items()}
     named |= {
+        **urls,
+        "look_scale": str(LOOK_SCALE),
         "database_url": str(settings.database_url),
         "redis_url": str(settings.redis_url),
         "data_folder": str(settings.data_folder),
@@ -132,26 +139,8 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {f"OUTTRAY_{name.upper()}": value for name, value in named.items()}
 
 
-@contextmanager
-def _server(host: Host, folder: Path, seed: int) -> Iterator[SmtpServer]:
-    users = {player.address: secrets.token_urlsafe(12) for player in PLAYERS if player.host == host.name}
-    place = folder / host.name
-    place.mkdir()
-    with SmtpServer(place / "accepted.jsonl", users=users, tls=host.tls, latency=host.latency, seed=seed) as server:
-        yield server
-
-
-def _connect(client: Outtray, player: Player, server: SmtpServer) -> Mailbox:
-    box = client.mailboxes.add_smtp(
-        player.address,
-        name=player.name,
-        host=server.host,
-        port=server.port,
-        tls="implicit" if server.house.tls == "implicit" else "starttls",
-        password=server.house.users[player.address],
-        plan=player.plan,
-        ca_file=server.ca_file,
-    )
+def _connect(client: Outtray, player: Player, server: Server) -> Mailbox:
+    box = connect(client, player, server)
     if used := player.used_elsewhere:
         row = UsageRow(datetime.now(UTC) - USED_AGO, messages=used, recipients=used, external=used)
         client.mailboxes.import_usage(box.id, [row])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +15,17 @@ from rich.text import Text
 
 from outtray.explain import Explanation
 from outtray_sandbox.accepted import Accepted, most_in_any_24h
+from outtray_sandbox.demo.ids import Ids, read_ids
+from outtray_sandbox.demo.ids import lines_of as ids_of
 from outtray_sandbox.demo.reasons import is_stated, lines_of
 from outtray_sandbox.demo.scenario import Faults
 from outtray_sandbox.demo.stage import Stage, messages
 from outtray_sandbox.demo.watch import BoxNow, Now, look
 
-# Reads every message's state with the Message-ID that its server saw; locks nothing.
-STATES = "SELECT m.rfc_message_id, m.state, m.mailbox_id FROM outtray.message m"
+# Reads every message's state; locks nothing.
+STATES = "SELECT m.id::text AS id, m.state FROM outtray.message m"
+NAMED_WITHIN = timedelta(seconds=3)
+"""How much later than the time that Gmail named: its Date header has whole seconds, and we look five times a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Both accounts side by side: `sent` and `waiting` are ours by Message-ID, `taken` is the servers'.
+    """Both accounts side by side: `sent` and `waiting` are ours by message id, `taken` is the servers'.
 
     `reasons` say by mailbox why mail waits in it.
     """
@@ -44,13 +49,19 @@ class Accounts:
     others: int
     taken: tuple[Accepted, ...]
     reasons: Mapping[str, Explanation]
+    ids: Ids
 
     @property
     def taken_times(self) -> Counter[str]:
-        return Counter(accepted.rfc_message_id for accepted in self.taken)
+        return Counter(map(message_of, self.taken))
 
     def taken_from(self, box: BoxNow) -> list[Accepted]:
         return [accepted for accepted in self.taken if accepted.user == box.player.address]
+
+
+def message_of(accepted: Accepted) -> str:
+    """The id of the message that a server took: the Message-ID that it was given begins with it."""
+    return accepted.rfc_message_id.removeprefix("<").partition("@")[0]
 
 
 def read_accounts(stage: Stage, reasons: Mapping[str, Explanation]) -> Accounts:
@@ -58,11 +69,12 @@ def read_accounts(stage: Stage, reasons: Mapping[str, Explanation]) -> Accounts:
     rows = stage.database.execute(STATES).fetchall()
     return Accounts(
         now=look(stage),
-        sent=frozenset(row["rfc_message_id"] for row in rows if row["state"] == "sent"),
-        waiting=frozenset(row["rfc_message_id"] for row in rows if row["state"] == "queued"),
+        sent=frozenset(row["id"] for row in rows if row["state"] == "sent"),
+        waiting=frozenset(row["id"] for row in rows if row["state"] == "queued"),
         others=sum(row["state"] not in ("sent", "queued") for row in rows),
         taken=tuple(stage.taken()),
         reasons=reasons,
+        ids=read_ids(stage),
     )
 
 
@@ -72,8 +84,10 @@ def checks(accounts: Accounts, faults: Faults, ended: dict[str, int]) -> list[Ch
         _nothing_lost(accounts),
         _once_each(accounts),
         _the_same(accounts),
+        _the_three_ids(accounts),
         *[_not_over(accounts, box) for box in accounts.now.boxes if accounts.taken_from(box) or box.used],
         _waits_stated(accounts),
+        _until_the_named_time(faults),
         _faults_fell(faults),
         _ended_cleanly(accounts, ended),
     ]
@@ -103,6 +117,23 @@ def _the_same(accounts: Accounts) -> Check:
     )
 
 
+def _the_three_ids(accounts: Accounts) -> Check:
+    ids = accounts.ids
+    alike = ids.ours == ids.theirs and bool(ids.ours) and not any(None in three for three in ids.ours)
+    return Check(
+        alike,
+        f"the three ids: of {len(ids.ours)} messages by Gmail and Graph, {len(ids.ours & ids.theirs)} have the id, "
+        "Message-ID and conversation that their provider filed",
+    )
+
+
+def _until_the_named_time(faults: Faults) -> Check:
+    named, parked = faults.gmail_named, faults.gmail_parked
+    held = named is not None and parked is not None and timedelta(0) <= parked - named <= NAMED_WITHIN
+    at = [each.astimezone().strftime("%H:%M:%S") if each else "never" for each in (named, parked)]
+    return Check(held, f"as long as asked: Gmail named {at[0]}, and its mailbox was parked until {at[1]}")
+
+
 def _not_over(accounts: Accounts, box: BoxNow) -> Check:
     measure: Literal["messages", "recipients"] = "messages" if box.measure == "messages" else "recipients"
     theirs = most_in_any_24h(accounts.taken_from(box), measure)
@@ -126,9 +157,9 @@ def _waits_stated(accounts: Accounts) -> Check:
 def _faults_fell(faults: Faults) -> Check:
     killed = faults.killed_in_handover in faults.settled
     return Check(
-        killed and faults.flushed_with_queued > 0,
-        f"all of it under faults: a worker killed in a handover, {len(faults.settled)} unknown settled by decision, "
-        f"Redis flushed with {faults.flushed_with_queued} messages queued",
+        killed and faults.flushed_with_queued > 0 and bool(faults.found),
+        f"all of it under faults: a worker killed in a handover, {len(faults.settled)} unknown settled by decision and "
+        f"{len(faults.found)} by what was found, Redis flushed with {faults.flushed_with_queued} messages queued",
     )
 
 
@@ -149,6 +180,7 @@ def show_summary(console: Console, accounts: Accounts, verdicts: list[Check]) ->
     console.print(_table(accounts))
     for address, reason in accounts.reasons.items():
         _print_reason(console, address, reason)
+    _print_ids(console, accounts.ids)
     console.print()
     for verdict in verdicts:
         mark = Text("✓", "green") if verdict.held else Text("✗", "bold red")
@@ -167,7 +199,7 @@ def _table(accounts: Accounts) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for box in accounts.now.boxes:
         taken = accounts.taken_from(box)
-        times = Counter(accepted.rfc_message_id for accepted in taken)
+        times = Counter(map(message_of, taken))
         total = box.queued + box.handing_over + box.sent + box.unknown + box.failed
         twice = sum(each > 1 for each in times.values())
         table.add_row(
@@ -185,6 +217,19 @@ def _print_reason(console: Console, address: str, reason: Explanation) -> None:
     for name, value in lines_of(reason):
         page.add_row(f"  {name}", Text(value))
     console.print(page)
+
+
+def _print_ids(console: Console, ids: Ids) -> None:
+    """The ids of one message by each kind of provider."""
+    for kind, message in ids.examples:
+        console.print()
+        console.print(Text(f"$ outtray message show {message.id}", "yellow") + Text(f"   # by {kind}", "dim"))
+        page = Table.grid(padding=(0, 2))
+        page.add_column(style="dim", no_wrap=True)
+        page.add_column(overflow="fold")
+        for name, value in ids_of(message):
+            page.add_row(f"  {name}", Text(value))
+        console.print(page)
 
 
 def _hanging(mark: Text, text: Text) -> Table:

@@ -96,6 +96,8 @@ class BoxNow:
         return f"parked for {math.ceil(self.parked_for.total_seconds())} s: {_short(self.parked_reason)}"
 
     def _done(self) -> str:
+        if self.unknown and self.player.can_be_looked_into:
+            return "Outtray looks whether it left"
         if self.unknown:
             return "waits for a decision: nobody can tell whether it left"
         return "all sent" if self.sent else "nothing to do"
@@ -113,6 +115,11 @@ class Now:
 
     def of(self, player: Player) -> BoxNow:
         return next(box for box in self.boxes if box.player == player)
+
+    @property
+    def undecided(self) -> int:
+        """Unknown messages that only a person can decide about."""
+        return sum(box.unknown for box in self.boxes if not box.player.can_be_looked_into)
 
     @property
     def settled(self) -> bool:

@@ -12,6 +12,7 @@ through `Control`. What it took stands in `Ledger`, which judges us.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -27,7 +28,18 @@ from outtray_sandbox.smtp.dialogue import Dialogue
 from outtray_sandbox.smtp.house import COMMANDS, House
 from outtray_sandbox.smtp.script import Rule
 
-__all__ = ["Accepted", "Control", "House", "Ledger", "Refused", "Rule", "SmtpServer", "TlsFiles", "make_certificates"]
+__all__ = [
+    "Accepted",
+    "Control",
+    "House",
+    "Ledger",
+    "Refused",
+    "Rule",
+    "SmtpServer",
+    "TlsFiles",
+    "make_certificates",
+    "serve_control",
+]
 
 T = TypeVar("T")
 _BACKLOG = 4096
@@ -124,6 +136,10 @@ class SmtpServer:
     def ca_file(self) -> str | None:
         """What a client must trust; `None` for a server in clear."""
         return str(self._files.ca_file) if self._files else None
+
+    def server_context(self) -> ssl.SSLContext | None:
+        """What another server needs that shares this one's certificate; `None` for a server in clear."""
+        return self._files.server_context() if self._files else None
 
     @property
     def seen(self) -> Mapping[str, int]:

@@ -245,7 +245,7 @@ class Dialogue(SMTP):
             return None
 
     async def _log_in(self, mechanism: str, user: str, secret: str) -> None:
-        if self.house.knows(user, secret):
+        if self.house.knows(mechanism, user, secret):
             self.user = user
             self.house.sessions[user] += 1
             return await self.say("235 2.7.0 Accepted")
@@ -369,7 +369,7 @@ class Dialogue(SMTP):
     async def _take(self, incoming: Incoming, answer: str, after: float) -> None:
         queue_id = uuid4().hex[:12].upper()
         self.house.take(
-            Accepted(
+            accepted := Accepted(
                 rfc_message_id=incoming.message_id,
                 user=self.user,
                 sender=self.envelope.mail_from,
@@ -380,10 +380,12 @@ class Dialogue(SMTP):
                 monotonic=time.monotonic(),
                 session=self.session_id,
                 answer=answer,
-            )
+            ),
+            queue_id,
+            b"".join(incoming.kept) if incoming.size <= self.house.keep_bodies else b"",
         )
-        if incoming.size <= self.house.keep_bodies:
-            self.house.bodies[incoming.sha256] = b"".join(incoming.kept)
+        if self.house.file_copy:
+            self.house.file_copy(accepted, incoming.head)
         await asyncio.sleep(after)
         await self.say(f"250 2.0.0 Ok: queued as {queue_id}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,19 @@ _DAY = 86_400.0
 MECHANISMS = ("PLAIN", "LOGIN", "XOAUTH2")
 
 
+KEPT_MAILS = 1000
+"""Mails that are kept in memory where any are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """A mail that was taken, for the page of sent mail."""
+
+    accepted: Accepted
+    queue_id: str
+    body: bytes = field(repr=False)
+
+
 @dataclass
 class House:
     """One server's rules and memory. Its methods are also the commands of the control socket."""
@@ -22,6 +36,10 @@ class House:
     ledger: Ledger
     users: dict[str, str] = field(default_factory=dict)
     """User name → password, which is also the access token that XOAUTH2 accepts."""
+    tokens: Callable[[str, str], bool] | None = None
+    """Whether an access token opens this user's mailbox by XOAUTH2, where a token server of the sandbox issues them."""
+    file_copy: Callable[[Accepted, bytes], None] | None = None
+    """Gets each mail that was taken, with its headers, before anybody is told: where an IMAP server is joined."""
     tls: Literal["clear", "starttls", "implicit"] = "clear"
     mechanisms: tuple[str, ...] = MECHANISMS
     auth_required: bool = True
@@ -37,12 +55,13 @@ class House:
     """Seconds, lowest and highest, between the dot and its answer."""
     seed: int = 0
     keep_bodies: int = 0
-    """Largest mail in bytes that is kept in memory, in `bodies` by its SHA-256."""
+    """Largest mail in bytes that is kept in memory: in `bodies` by its SHA-256, and the last ones in `recent`."""
 
     def __post_init__(self) -> None:
         self.script = Script()
         self.seen: Counter[str] = Counter()
         self.bodies: dict[str, bytes] = {}
+        self.recent: deque[Recent] = deque(maxlen=KEPT_MAILS)
         self.sessions: Counter[str] = Counter()
         self.revoked: set[str] = set()
         self.random = random.Random(self.seed)  # noqa: S311 (a repeatable delay, no secret)
@@ -57,8 +76,11 @@ class House:
         """Seconds since the epoch on the server's own clock."""
         return time.time() + self.clock_shift
 
-    def knows(self, user: str, secret: str) -> bool:
-        return user not in self.revoked and user in self.users and self.users[user] == secret
+    def knows(self, mechanism: str, user: str, secret: str) -> bool:
+        if user in self.revoked:
+            return False
+        by_token = mechanism == "XOAUTH2" and self.tokens is not None and self.tokens(user, secret)
+        return by_token or (user in self.users and self.users[user] == secret)
 
     def objection(self, user: str) -> str | None:
         """Why this user may not begin a mail now, as a reply."""
@@ -79,9 +101,16 @@ class House:
             times.popleft()
         return len(times)
 
-    def take(self, accepted: Accepted) -> None:
+    def take(self, accepted: Accepted, queue_id: str = "", body: bytes = b"") -> None:
+        """The mail is taken: it stands in the ledger before anybody is told. `body`: as it came, empty if too large."""
         self.ledger.append(accepted)
         self._times[accepted.user].append(accepted.accepted_at)
+        if self.keep_bodies:
+            self.recent.append(Recent(accepted, queue_id, body))
+        if body:
+            self.bodies[accepted.sha256] = body
+            if len(self.bodies) > KEPT_MAILS:
+                del self.bodies[next(iter(self.bodies))]
         self.seen["taken"] += 1
 
     def delay(self) -> tuple[float, float]:

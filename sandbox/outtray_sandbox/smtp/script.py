@@ -65,10 +65,13 @@ class Rule:
             return False
         return self.reply is None or self.reply[:1] in ("2", "3")
 
+    @property
+    def is_over(self) -> bool:
+        late = self.seconds is not None and time.monotonic() - self.born > self.seconds
+        return self.times == 0 or late
+
     def holds(self, stage: str, user: str, sender: str, recipient: str) -> bool:
-        if self.stage != stage or self.times == 0:
-            return False
-        if self.seconds is not None and time.monotonic() - self.born > self.seconds:
+        if self.stage != stage or self.is_over:
             return False
         wanted = ((self.user, user), (self.sender, sender), (self.recipient, recipient))
         return all(pattern is None or re.search(pattern, text, re.IGNORECASE) for pattern, text in wanted)
@@ -90,6 +93,12 @@ class Script:
         """Forget one rule, or all."""
         with self._lock:
             self._rules = [rule for rule in self._rules if rule_id is not None and rule.id != rule_id]
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Those in force, in their order; one whose times or seconds are over is none."""
+        with self._lock:
+            return tuple(rule for rule in self._rules if not rule.is_over)
 
     def find(self, stage: Stage, user: str = "", sender: str = "", recipient: str = "") -> Rule | None:
         """The rule to play now, counted as used."""

@@ -58,10 +58,13 @@ class Rule:
     def closes_at_once(self) -> bool:
         return self.drop == "early" or (self.drop == "before" and not self.does_work)
 
+    @property
+    def is_over(self) -> bool:
+        late = self.seconds is not None and time.monotonic() - self.born > self.seconds
+        return self.times == 0 or late
+
     def holds(self, stage: str, user: str) -> bool:
-        if self.times == 0 or re.fullmatch(self.stage, stage) is None:
-            return False
-        if self.seconds is not None and time.monotonic() - self.born > self.seconds:
+        if self.is_over or re.fullmatch(self.stage, stage) is None:
             return False
         return self.user is None or re.search(self.user, user, re.IGNORECASE) is not None
 
@@ -82,6 +85,12 @@ class Script:
         """Forget one rule, or all."""
         with self._lock:
             self._rules = [rule for rule in self._rules if rule_id is not None and rule.id != rule_id]
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Those in force, in their order; one whose times or seconds are over is none."""
+        with self._lock:
+            return tuple(rule for rule in self._rules if not rule.is_over)
 
     def find(self, stage: str, user: str = "") -> Rule | None:
         """The rule to play now, counted as used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -37,6 +38,10 @@ class House:
     ledger: Ledger
     keep_bodies: int = 1 << 20
     """Largest mail in bytes whose source is kept."""
+    latency: tuple[float, float] = (0.0, 0.0)
+    """Seconds, lowest and highest, that an answer takes."""
+    seed: int = 0
+    """Of the latencies."""
     commands: tuple[str, ...] = ("add_rule", "forget", "shift_clock", "stats")
 
     def __post_init__(self) -> None:
@@ -46,10 +51,16 @@ class House:
         self.bodies: dict[str, bytes] = {}
         """What clients gave, by its SHA-256: the last `KEPT_MAILS` of up to `keep_bodies` bytes."""
         self.clock_shift = 0.0
+        self.random = random.Random(self.seed)  # noqa: S311 (a repeatable delay, no secret)
 
     def now(self) -> float:
         """Seconds since the epoch on the server's own clock."""
         return time.time() + self.clock_shift
+
+    def delay(self) -> tuple[float, float]:
+        """Seconds before and after the work: a client that dies meanwhile leaves it undone, or done and unanswered."""
+        seconds = self.random.uniform(*self.latency)
+        return (seconds, 0.0) if self.random.random() < 0.5 else (0.0, seconds)
 
     def shift_clock(self, seconds: float) -> None:
         """Move the server's clock, on top of earlier moves."""

@@ -180,10 +180,14 @@ class WebServer:
             return await handler(request)
         try:
             work = partial(handler, request)
+            before, after = self.house.delay()
+            await asyncio.sleep(before)
             rule = self._rule(stage, request)
             if rule is None or rule.does_work:
                 self.house.seen[stage] += 1
-            return await self.suffer(rule, request, work, stage)
+            answer = await self.suffer(rule, request, work, stage)
+            await asyncio.sleep(after)
+            return answer
         except (web.HTTPException, asyncio.CancelledError):
             raise
         except Exception as error:

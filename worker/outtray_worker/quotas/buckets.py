@@ -12,10 +12,12 @@ MINUTE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Tokens wanted of one bucket.
+    """Tokens wanted of one bucket, one for each handover.
 
-    `used_last_minute` is what the ledger shows for it; None: not known, so a missing bucket begins empty. `sharers` is
-    how many processes draw from it at once; None for a mailbox's own bucket, from which only its one turn draws.
+    Where a provider counts in units, `per_minute` and `burst` are in units and a token is `cost` of them. Mailboxes
+    that share such a bucket may have different costs; `burst` is at least each one's. `used_last_minute` are handovers,
+    as the ledger shows them; None: not known, so a missing bucket begins empty. `sharers` is how many processes draw
+    from it at once; None for a mailbox's own bucket, from which only its one turn draws.
     """
 
     key: str
@@ -26,6 +28,12 @@ class Want:
     sharers: int | None = None
     read_at: float = field(default_factory=time.monotonic)
     """When `used_last_minute` was read."""
+    cost: int = 1
+
+    @property
+    def used_units(self) -> int | None:
+        """`used_last_minute` as the bucket counts."""
+        return None if self.used_last_minute is None else self.used_last_minute * self.cost
 
 
 @dataclass(frozen=True, slots=True)

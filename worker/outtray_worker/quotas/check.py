@@ -14,11 +14,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from outtray_schema.errors import InvalidMailbox
 from outtray_schema.ledger import NOBODY, Allowance
-from outtray_schema.plans import Limits, effective_limits
+from outtray_schema.plans import Limits, effective_limits, with_learned
 from outtray_worker.claim import ClaimedMailbox, DueMessage
 from outtray_worker.quotas.ledger import frees_at, read_allowances, read_externals
 from outtray_worker.quotas.pace import Want, bucket_key
-from outtray_worker.quotas.usage import AppPace, read_app_paces, used_last_minute
+from outtray_worker.quotas.units import DEAREST, units_of_handover
+from outtray_worker.quotas.usage import AppPace, burst_of, read_app_paces, used_last_minute
 
 log = structlog.get_logger()
 
@@ -26,6 +27,9 @@ UNREADABLE = "limits that this version does not know"
 """The binding limit of a mailbox whose plan or limits another version wrote: it waits, and nothing is guessed."""
 
 LOOK_AGAIN = timedelta(hours=1)
+
+USER_BURST = 10
+"""Seconds' worth of a user's units that may be used at once: most mailboxes have but a few mails, which then go."""
 
 
 class Quotas:
@@ -43,12 +47,14 @@ class Quotas:
     ) -> dict[UUID, list[Want]]:
         """The buckets that each claimed mailbox draws from, for as many tokens as it has messages due."""
         limits = {box.id: limits_of(box) or Limits() for box in claimed}
-        used = await used_last_minute(connection, [box for box, its in limits.items() if its.per_minute])
         apps = await read_app_paces(connection, sorted({box.provider_app for box in claimed if box.provider_app}))
+        app_of = {box.id: apps.get(box.provider_app or "") for box in claimed}
+        paced = [box.id for box in claimed if limits[box.id].per_minute or _counts_units(app_of[box.id])]
+        used = await used_last_minute(connection, paced)
         return {
             box.id: [
                 *_own_bucket(box, limits[box.id], due.get(box.id, 0), used.get(box.id)),
-                *_app_bucket(box, apps.get(box.provider_app or ""), due.get(box.id, 0)),
+                *_app_buckets(box, app_of[box.id], due.get(box.id, 0), used.get(box.id)),
             ]
             for box in claimed
         }
@@ -76,10 +82,10 @@ class Quotas:
 
 
 def limits_of(box: ClaimedMailbox) -> Limits | None:
-    """The limits that a claimed mailbox goes by; None if this version cannot read them."""
+    """The limits that a claimed mailbox goes by, learned ones among them; None if this version cannot read them."""
     try:
-        return _limits(box.plan, tuple(sorted(box.limits.items())), box.provider)
-    except (InvalidMailbox, TypeError) as error:
+        return with_learned(_limits(box.plan, tuple(sorted(box.limits.items())), box.provider), box.learned, box.now)
+    except (InvalidMailbox, KeyError, TypeError, ValueError) as error:
         log.error("a mailbox waits: its limits cannot be read", mailbox_id=str(box.id), problem=str(error))
         return None
 
@@ -96,8 +102,23 @@ def _own_bucket(box: ClaimedMailbox, limits: Limits, tokens: int, used: int | No
     return [Want(key, limits.per_minute, limits.burst, tokens, used)]
 
 
-def _app_bucket(box: ClaimedMailbox, app: AppPace | None, tokens: int) -> list[Want]:
+def _counts_units(app: AppPace | None) -> bool:
+    return app is not None and app.user_units_per_minute is not None
+
+
+def _app_buckets(box: ClaimedMailbox, app: AppPace | None, tokens: int, used: int | None) -> list[Want]:
+    """What all mailboxes of a provider app draw from together, and what the provider counts for each of its users."""
     if app is None:
         return []
-    key = bucket_key(f"app:{box.provider_app}", app.per_minute, app.burst)
-    return [Want(key, app.per_minute, app.burst, tokens, None, app.workers)]
+    wants, owner = [], f"app:{box.provider_app}"
+    if app.per_minute is not None:
+        key = bucket_key(owner, app.per_minute, app.burst)
+        wants.append(Want(key, app.per_minute, app.burst, tokens, None, app.workers))
+    if app.units_per_minute is not None and (cost := units_of_handover(box.provider, box.scopes)):
+        each, burst = app.units_per_minute, burst_of(app.units_per_minute, DEAREST)
+        key = bucket_key(f"{owner}:units", each, burst)
+        wants.append(Want(key, each, burst, tokens, None, app.workers, cost=cost))
+    if app.user_units_per_minute is not None and (cost := units_of_handover(box.provider, box.scopes)):
+        each, burst = app.user_units_per_minute, burst_of(app.user_units_per_minute, DEAREST, USER_BURST)
+        wants.append(Want(bucket_key(f"{box.id}:units", each, burst), each, burst, tokens, used, cost=cost))
+    return wants

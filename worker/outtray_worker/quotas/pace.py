@@ -40,7 +40,7 @@ if tat then redis.call('SET', KEYS[1], string.format('%.0f', tat - ARGV[1]), 'KE
 """
 
 
-def microseconds_per_token(per_minute: int) -> int:
+def microseconds_per_unit(per_minute: int) -> int:
     """Whole microseconds, rounded up: what is lost by that only slows."""
     return math.ceil(MINUTE * MICROSECONDS / per_minute)
 
@@ -79,15 +79,15 @@ class Pace:
         if grants is None:
             grants = [self._fallback.grant(want) for want in wants]
         for want, grant in zip(wants, grants, strict=True):
-            self._recent.add(want.key, grant.tokens)
+            self._recent.add(want.key, grant.tokens * want.cost)
         return grants
 
-    async def give_back(self, key: str, tokens: int) -> None:
-        """Return tokens that moved nothing. Where that fails they are lost, which only slows."""
-        self._recent.add(key, -tokens)
+    async def give_back(self, key: str, tokens: int, cost: int = 1) -> None:
+        """Return tokens that moved nothing, each of `cost` units. Where that fails they are lost, which only slows."""
+        self._recent.add(key, -tokens * cost)
         if self.away:
             return
-        interval = microseconds_per_token(int(key.rsplit(":", 2)[1]))
+        interval = microseconds_per_unit(int(key.rsplit(":", 2)[1])) * cost
         try:
             async with asyncio.timeout(self._timeout):
                 await self._give_back(keys=[key], args=[tokens * interval])
@@ -116,8 +116,9 @@ class Pace:
         distrust = self._clock() < self._away_until + MINUTE and want.key not in self._rebuilt
         if distrust:
             self._rebuilt.add(want.key)
-        used = want.burst if want.used_last_minute is None else want.used_last_minute + self._recent.unseen(want)
-        return microseconds_per_token(want.per_minute), want.burst, want.tokens, used, int(distrust)
+        used = want.burst if want.used_units is None else want.used_units + self._recent.unseen(want)
+        unit = microseconds_per_unit(want.per_minute)
+        return unit * want.cost, unit * want.burst, want.tokens, unit * used, int(distrust)
 
     def _leave_alone(self, error: Exception) -> None:
         self._away_until = self._clock() + LEAVE_ALONE

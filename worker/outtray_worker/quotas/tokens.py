@@ -50,7 +50,7 @@ class Tokens:
 
     async def _return(self, tokens: int) -> None:
         for want in self._wants:
-            await self._pace.give_back(want.key, tokens)
+            await self._pace.give_back(want.key, tokens, want.cost)
 
 
 async def take_together(pace: Pace, mailboxes: list[list[Want]]) -> tuple[list[int], list[timedelta]]:
@@ -63,7 +63,7 @@ async def take_together(pace: Pace, mailboxes: list[list[Want]]) -> tuple[list[i
         least = min((grant.tokens for grant in mine), default=0)
         for want, grant in zip(wants, mine, strict=True):
             if grant.tokens > least:
-                await pace.give_back(want.key, grant.tokens - least)
+                await pace.give_back(want.key, grant.tokens - least, want.cost)
         granted.append(least)
         waits.append(max((grant.wait for grant in mine if grant.tokens == least), default=timedelta(0)))
     return granted, waits

@@ -23,24 +23,36 @@ FROM unnest(%(ids)s::uuid[]) AS box (id)
 
 # Provider apps with a pace, and how many workers draw from each; locks nothing.
 PROVIDER_APPS = """
-SELECT a.name, a.per_minute, greatest(1, (
+SELECT a.name, a.per_minute, a.units_per_minute, a.user_units_per_minute, greatest(1, (
     SELECT count(*) FROM outtray.process p
     WHERE p.role = 'worker' AND p.beat_at > outtray.outtray_now() - interval '30 seconds')) AS workers
-FROM outtray.provider_app a WHERE a.name = ANY(%(names)s) AND a.per_minute IS NOT NULL
+FROM outtray.provider_app a
+WHERE a.name = ANY(%(names)s) AND num_nonnulls(a.per_minute, a.units_per_minute, a.user_units_per_minute) > 0
 """
 
 
 @dataclass(frozen=True, slots=True)
 class AppPace:
-    """A provider app's pace, which all of its mailboxes share, and the number of workers that are alive."""
+    """A provider app's paces, and the number of workers that are alive.
 
-    per_minute: int
+    All of its mailboxes share `per_minute`, in messages, and `units_per_minute`, as the provider counts its calls; each
+    of them has `user_units_per_minute`.
+    """
+
+    per_minute: int | None
+    units_per_minute: int | None
+    user_units_per_minute: int | None
     workers: int
 
     @property
     def burst(self) -> int:
-        """One second's worth."""
-        return max(1, self.per_minute // 60)
+        """One second's worth of messages."""
+        return burst_of(self.per_minute or 0)
+
+
+def burst_of(per_minute: int, cost: int = 1, seconds: int = 1) -> int:
+    """So many seconds' worth, and at least one handover."""
+    return max(cost, per_minute * seconds // 60)
 
 
 async def used_last_minute(connection: AsyncConnection[Any], mailbox_ids: Sequence[UUID]) -> dict[UUID, int]:
@@ -52,8 +64,8 @@ async def used_last_minute(connection: AsyncConnection[Any], mailbox_ids: Sequen
 
 
 async def read_app_paces(connection: AsyncConnection[Any], names: Sequence[str]) -> dict[str, AppPace]:
-    """The provider apps among `names` that have a pace of their own."""
+    """The provider apps among `names` that have a pace of some kind."""
     if not names:
         return {}
     cursor = await connection.execute(PROVIDER_APPS, {"names": list(names)}, prepare=True)
-    return {name: AppPace(per_minute, workers) for name, per_minute, workers in await cursor.fetchall()}
+    return {name: AppPace(*paces) for name, *paces in await cursor.fetchall()}

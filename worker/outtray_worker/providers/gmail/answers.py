@@ -51,7 +51,7 @@ TABLE = Table("gmail", (
     # ── quotas and rates: never the message's fault ─────────────────────────────────────────────────────────────
     # 15 minutes at least, then 30, 60 and 120, up to 6 hours: shorter waits only burn requests (field reports).
     Row("mail-quota", ANYWHERE, (429,), "parked", "the mailbox's sending limit is reached", ERRORS, "2026-04",
-        text=r"user-rate limit exceeded.*\(mail sending\)", scope="mailbox", after=QUARTER),
+        text=r"user-rate limit exceeded.*\(mail sending\)", scope="mailbox", after=QUARTER, teaches=True),
     Row("user-rate-until", ANYWHERE, (403, 429), "parked", "Gmail limits this mailbox for a while", FIELD, "2026-11",
         text=r"user-rate limit exceeded", scope="mailbox", after=MINUTE),
     Row("too-many-at-once", ANYWHERE, (403, 429), "parked", "too many requests of this mailbox at once", ERRORS,
@@ -131,6 +131,8 @@ TABLE = Table("gmail", (
 LONGER_EACH_TIME = frozenset({"mail-quota"})
 """Rows whose wait doubles with each answer in a row, up to `LONGEST_GUESS`."""
 LONGEST_GUESS = timedelta(hours=6)
+AS_NAMED = frozenset({"user-rate-until"})
+"""Rows whose named time holds as it stands; the row's own wait is for an answer that names none."""
 AGAIN: dict[str, tuple[int, str]] = {"exhausted": (3, "mail-quota"), "precondition": (3, "no-mailbox")}
 """So many of the one in a row are the other."""
 BY_ID = {row.id: row for row in TABLE.rows}

@@ -1,8 +1,8 @@
 """The Gmail API as Google's own client names it: methods, URIs and scopes from its installed discovery document.
 
-The client never sends: it builds a request, our transport moves its bytes. Building costs 26 µs as long as the resource
-collections (`drafts()`, `messages()`) are kept; asking the service for them each time cost 820 µs (2.202, one core,
-2026-11). Uploads have no parameter that differs by message, so their URIs are named once, at the start.
+The client never sends: it builds a request, our transport moves its bytes. Building costs 20 to 30 µs as long as the
+resource collections (`drafts()`, `messages()`) are kept; asking the service for them each time cost 820 µs (2.202, one
+core, 2026-11). Requests that differ by message in their body alone (deliveries, uploads) are named once, at the start.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from copy import copy
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -59,6 +60,11 @@ class Api:
         self._users, self._drafts, self._messages = users, users.drafts(), users.messages()
         self._threads, self._send_as = users.threads(), users.settings().sendAs()
         self._attachments = self._messages.attachments()
+        self._send_draft = self._drafts.send(userId="me", body={"id": ""})
+        self._deliveries = {
+            "drafts.create": self._drafts.create(userId="me", body={}),
+            "messages.send": self._messages.send(userId="me", body={}),
+        }
         self._uploads = {
             (about, resumable): self._named_upload(about, resumable)
             for about in ("drafts.create", "messages.send")
@@ -73,11 +79,13 @@ class Api:
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def send_draft(self, draft_id: str) -> HttpRequest:
-        return self._drafts.send(userId="me", body={"id": draft_id})
+        named = copy(self._send_draft)
+        named.body = json.dumps({"id": draft_id})
+        return named
 
     def deliver(self, about: str) -> HttpRequest:
         """`drafts.create` or `messages.send` as JSON; the caller brings the body."""
-        return (self._drafts.create if about == "drafts.create" else self._messages.send)(userId="me", body={})
+        return self._deliveries[about]
 
     def get_draft(self, draft_id: str) -> HttpRequest:
         return self._drafts.get(userId="me", id=draft_id, format="metadata")

@@ -16,6 +16,7 @@ from outtray_worker.deadline import Deadline, boottime
 from outtray_worker.providers import Account, NoToken
 from outtray_worker.providers.gmail.answers import (
     AGAIN,
+    AS_NAMED,
     BY_ID,
     LONGER_EACH_TIME,
     LONGEST_GUESS,
@@ -210,11 +211,13 @@ class Caller:
         return row.outcome(self._reason(row, signal, about), self.evidence(row, signal), wait)
 
     def _wait(self, row: Row, answer: Answer, signal: Signal, times: int) -> timedelta | None:
-        """Gmail's own wish, but never shorter than the row's."""
+        """Gmail's own wish, but never shorter than the row's, unless the named time is all that is known of it."""
         floor = row.after or timedelta(0)
         if row.id in LONGER_EACH_TIME:
             floor = min(floor * 2 ** min(times - 1, 10), LONGEST_GUESS)
         wish = wish_of(answer, signal.text, row)
+        if wish is not None and row.id in AS_NAMED:
+            return wish
         return max(wish or floor, floor) or None
 
     def _reason(self, row: Row, signal: Signal, about: str) -> str:

@@ -1,11 +1,12 @@
-"""Drafts that an earlier preparation made and nobody bound: found by our key, within a bounded look."""
+"""Drafts that an earlier preparation made and nobody bound, found by our key in a bounded look; and removing one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from outtray_worker.providers import Draft
+from outtray_worker.providers import Draft, Removed, Trace
+from outtray_worker.providers.gmail.caller import Ended
 from outtray_worker.providers.gmail.reading import header_of
 
 if TYPE_CHECKING:
@@ -27,3 +28,21 @@ async def find_orphan(session: GmailSession, message_id: UUID) -> Draft | None:
     for other in ours[1:]:
         await session.delete_draft(other.id)
     return ours[0] if ours else None
+
+
+async def remove(session: GmailSession, trace: Trace) -> Removed:
+    """Delete the draft that is named, or else the one with our key. Raises `Ended`.
+
+    `drafts.delete` deletes for good, and does not trash (reference of users.drafts.delete, 2026-11).
+    """
+    draft = trace.draft or await find_orphan(session, trace.message_id)
+    if draft is None:
+        return Removed("gone")
+    caller, api = session.caller, session.api
+    named = api.delete_draft(draft.id)
+    answer = await caller.ask(lambda token: api.on_wire(named, token), "prepare", "drafts.delete")
+    if answer.status == 404:
+        return Removed("gone")
+    if not 200 <= answer.status < 300:
+        raise Ended(caller.refused(answer, "prepare", "drafts.delete"))
+    return Removed("deleted")

@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from outtray_schema.outcome import Failed, Held, Outcome
-from outtray_worker.providers import Account, Draft, Finding, Mail, OriginalMail, Trace
+from outtray_worker.providers import Account, Draft, Finding, Mail, OriginalMail, Removed, Trace
 from outtray_worker.providers.gmail.body import Content, as_json, as_multipart, held
 from outtray_worker.providers.gmail.caller import Caller, Ended, Interrupted
 from outtray_worker.providers.gmail.evidence import look
 from outtray_worker.providers.gmail.handover import ByDraft, BySend, BySendUpload, GmailPrepared
-from outtray_worker.providers.gmail.orphans import find_orphan
+from outtray_worker.providers.gmail.orphans import find_orphan, remove
 from outtray_worker.providers.gmail.reading import read
 from outtray_worker.providers.gmail.scopes import grants_of, least_for
 from outtray_worker.providers.gmail.upload import Upload, last_piece
@@ -165,6 +165,14 @@ class GmailSession:
         self.caller.knows(*trace.recipients)
         found = await self._bounded(lambda: look(self, trace))
         return found if isinstance(found, Finding) else Finding("failed", "Gmail could not be asked", outcome=found)
+
+    async def remove_draft(self, trace: Trace) -> Removed:
+        """Take away the draft of a message that has ended."""
+        if not self.grants.drafts:
+            return Removed("failed", _missing("drafts.delete"))
+        self.caller.knows(*trace.recipients)
+        removed = await self._bounded(lambda: remove(self, trace))
+        return removed if isinstance(removed, Removed) else Removed("failed", removed)
 
     async def read_original(self, ref: str) -> OriginalMail | Outcome:
         """The message of that provider id, or of that Message-ID where `ref` has its angle brackets."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from outtray_schema.outcome import Failed
-from outtray_worker.providers import Draft, Mail, Original
+from outtray_worker.providers import Draft, Mail, Original, Removed, Trace
 from outtray_worker.providers.microsoft.calls import ASIDE, MIME, Ask, Calls, Ended, literal, quoted, with_json
 from outtray_worker.providers.microsoft.files import attach, keep_those_of, listed
 from outtray_worker.providers.microsoft.letter import (
@@ -155,14 +155,7 @@ class Workshop:
         return kept
 
     async def _left(self) -> list[Json]:
-        """Drafts of this message. A MIME draft whose key was never written is known by its Message-ID alone."""
-        found: dict[str, Json] = {}
-        for condition in (of_key(str(self.mail.message_id)), of_rfc_id(self.mail.rfc_message_id)):
-            path = f"/mailFolders/drafts/messages?$filter={condition}&$select={_SELECT}&$top={_MOST}"
-            for each in self.calls.values(await self.calls.ask(Ask("GET", path, "drafts")), "prepare"):
-                if each.get("isDraft"):
-                    found.setdefault(str(each.get("id")), each)
-        return list(found.values())
+        return await left_of(self.calls, str(self.mail.message_id), self.mail.rfc_message_id)
 
     async def _is_complete(self, draft: Draft, route: Route) -> bool:
         """A MIME draft is whole, but may lack its key; a JSON one may lack files; of the others nobody can tell."""
@@ -185,6 +178,31 @@ def draft_of(message: Json) -> Draft:
     if not isinstance(identifier, str) or not identifier:
         raise Ended(Failed("Graph made a draft and did not name it", evidence={"rule": "no-id"}))
     return Draft(identifier, identifier, message.get("conversationId"), message.get("internetMessageId"))
+
+
+async def left_of(calls: Calls, key: str, rfc_message_id: str) -> list[Json]:
+    """Drafts of this message. A MIME draft whose key was never written is known by its Message-ID alone."""
+    found: dict[str, Json] = {}
+    for condition in (of_key(key), of_rfc_id(rfc_message_id)):
+        path = f"/mailFolders/drafts/messages?$filter={condition}&$select={_SELECT}&$top={_MOST}"
+        for each in calls.values(await calls.ask(Ask("GET", path, "drafts")), "prepare"):
+            if each.get("isDraft"):
+                found.setdefault(str(each.get("id")), each)
+    return list(found.values())
+
+
+async def remove(calls: Calls, trace: Trace) -> Removed:
+    """Take away the draft that is named, or else all with our key. Raises `Ended`, `NoAnswer`.
+
+    A deleted message goes to Deleted Items (learn.microsoft.com/graph/api/message-delete, 2026-11), so this proves
+    nothing about what a handover that is still under way may do.
+    """
+    named = [trace.draft.id] if trace.draft else []
+    ids = named or [draft_of(each).id for each in await left_of(calls, str(trace.message_id), trace.rfc_message_id)]
+    if not ids:
+        return Removed("gone")
+    done = [await delete(calls, each) for each in ids]
+    return Removed("deleted" if all(done) else "failed")
 
 
 async def delete(calls: Calls, draft_id: str) -> bool:

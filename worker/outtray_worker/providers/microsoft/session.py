@@ -10,9 +10,9 @@ from uuid import UUID
 
 from outtray_schema.outcome import Failed, Held, Outcome, Parked, Retry
 from outtray_worker.deadline import Deadline
-from outtray_worker.providers import Account, Draft, Finding, Mail, OriginalMail, Trace
+from outtray_worker.providers import Account, Draft, Finding, Mail, OriginalMail, Removed, Trace
 from outtray_worker.providers.microsoft.calls import JSON, MIME, Ask, Calls, Ended, quoted, unanswered
-from outtray_worker.providers.microsoft.drafts import Workshop, delete
+from outtray_worker.providers.microsoft.drafts import Workshop, delete, remove
 from outtray_worker.providers.microsoft.evidence import find_evidence
 from outtray_worker.providers.microsoft.letter import (
     REQUEST,
@@ -146,6 +146,12 @@ class MicrosoftSession:
     async def find_evidence(self, trace: Trace) -> Finding:
         self.calls.secrets = trace.recipients
         return await find_evidence(self.calls, self.grant, trace, self.limit)
+
+    async def remove_draft(self, trace: Trace) -> Removed:
+        """Take away the draft of a message that has ended."""
+        self.calls.secrets = trace.recipients
+        removed = await self._answered(lambda: remove(self.calls, trace))
+        return removed if isinstance(removed, Removed) else Removed("failed", removed)
 
     async def read_original(self, ref: str) -> OriginalMail | Outcome:
         self.calls.secrets = ()

@@ -14,18 +14,20 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from outtray_schema.outcome import Failed, Held, NotBegun, Outcome
+from outtray_schema.outcome import Failed, Held, NotBegun, Outcome, Parked
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import Deadline, boottime
 from outtray_worker.providers import Account, Finding, Mail, NoToken, Trace
 from outtray_worker.providers.names import Names
 from outtray_worker.providers.smtp.auth import secrets_of
-from outtray_worker.providers.smtp.body import Body, ContentLost
+from outtray_worker.providers.smtp.body import Body, ContentLost, keyed
 from outtray_worker.providers.smtp.dialogue import envelope, give_body, give_envelope, write_dot
+from outtray_worker.providers.smtp.imap import Imap, ImapSession
+from outtray_worker.providers.smtp.imap.look import Check as ImapCheck
 from outtray_worker.providers.smtp.link import Ended, Link, Server, build_context, connect
 from outtray_worker.providers.smtp.redact import Redactor
 from outtray_worker.providers.smtp.troubles import interrupted
@@ -52,6 +54,8 @@ class Check:
     size_limit: int
     """Bytes; 0 where the server names no limit."""
     extensions: tuple[str, ...]
+    imap: ImapCheck | str | None = None
+    """What the server for looking shows, or why it cannot be read; None where the mailbox names none."""
 
 
 class SmtpProvider:
@@ -63,6 +67,7 @@ class SmtpProvider:
         self.names = Names()
         self.settings = settings
         self._contexts: dict[tuple[str | None, float], ssl.SSLContext] = {}
+        self.imap = Imap(settings, self.names, self.context)
 
     def open(self, account: Account) -> SmtpSession:
         return SmtpSession(self, account)
@@ -100,6 +105,7 @@ class SmtpSession:
         self._account = account
         self._secrets = tuple(secrets_of(account.credentials))
         self._link: Link | None = None
+        self._looks: ImapSession | None = None
 
     async def prepare(self, mail: Mail) -> SmtpPrepared | Outcome:
         """Everything but the dot. Raises what the mail's own content raises, never what the network does."""
@@ -110,6 +116,8 @@ class SmtpSession:
     async def _prepare(self, mail: Mail) -> SmtpPrepared:
         link = await self._ready()
         link.redact = Redactor(*self._secrets, *names_of(mail))
+        if self._imap:  # recipients see our key: it travels only where somebody can look for it
+            mail = keyed(mail, self._settings.key_header)
         body = Body(mail)
         try:
             await give_envelope(link, envelope(link, mail, await body.look_ahead()))
@@ -119,11 +127,25 @@ class SmtpSession:
         return SmtpPrepared(self, link, mail)
 
     async def find_evidence(self, trace: Trace) -> Finding:
-        """SMTP shows nothing of what it took."""
-        return Finding("no_way", "SMTP cannot be asked what it took")
+        """SMTP shows nothing of what it took; where the mailbox names an IMAP server, what was sent is read there."""
+        if self._imap is None:
+            return Finding("no_way", "SMTP cannot be asked what it took, and the mailbox names no IMAP server")
+        return await self._imap.find_evidence(trace)
+
+    @property
+    def _imap(self) -> ImapSession | None:
+        if self._looks is None and self._account.server.get("imap"):
+            self._looks = self._provider.imap.open(self._account, self._credentials)
+        return self._looks
 
     async def check(self) -> Check | Outcome:
-        return await self._bounded(self._check)
+        found = await self._bounded(self._check)
+        if self._imap is None or not isinstance(found, Check):
+            return found
+        seen = await self._imap.check()
+        if isinstance(seen, (Parked, Held)):
+            return replace(found, imap=seen.reason)
+        return replace(found, imap=seen if isinstance(seen, ImapCheck) else type(seen).__name__)
 
     async def _check(self) -> Check:
         link = await self._ready()
@@ -218,6 +240,8 @@ class SmtpSession:
 
     async def close(self) -> None:
         """Leave with QUIT where the dialogue allows it."""
+        if self._looks:
+            await self._looks.close()
         link, self._link = self._link, None
         if link is None:
             return

@@ -76,7 +76,8 @@ def secrets_of(credentials: Mapping[str, Any]) -> Iterator[str]:
     user = str(credentials.get("username") or "")
     yield user
     yield user.partition("@")[0]
-    for name in ("password", "access_token"):
+    yield str(credentials.get("imap_username") or "")
+    for name in ("password", "imap_password", "access_token"):
         if secret := credentials.get(name):
             encode = auth_xoauth2_encode if name == "access_token" else auth_plain_encode
             yield str(secret)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 
 from outtray_worker.providers import Mail
 
 
 class ContentLost(Exception):
     """The mail's own bytes could not be read: no fault of the server. The cause is `__cause__`."""
+
+
+def keyed(mail: Mail, key_header: str) -> Mail:
+    """The mail with our key as its first header: the same at every attempt, for the message keeps its id."""
+    line = f"{key_header}: {mail.message_id}\r\n".encode()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield line
+        pieces = mail.body()
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
+
+    return replace(mail, body=body, size=mail.size + len(line))
 
 
 class DotStuffing:

@@ -54,6 +54,8 @@ class Row:
     text: str = ""
     scope: Scope = "message"
     after: timedelta | None = None
+    teaches: bool = False
+    """The mailbox's own limit of a day is reached: we learn where it is."""
 
     def matches(self, phase: Phase, code: int, enhanced: str, text: str) -> bool:
         return (
@@ -91,11 +93,11 @@ ROWS: tuple[Row, ...] = (
         "the server wants TLS or a login that this mailbox's settings do not give", RFC_4954, "2026-11"),
     # ── quotas and throttles: never the message's fault ─────────────────────────────────────────────────────────
     Row("daily-limit", CONTENT, (550,), "parked", "the mailbox's daily sending limit is reached", GMAIL, "2026-11",
-        enhanced=r"5\.4\.5", text=r"user sending (limit|quota)", scope="mailbox", after=HOUR),
+        enhanced=r"5\.4\.5", text=r"user sending (limit|quota)", scope="mailbox", after=HOUR, teaches=True),
     Row("relay-limit", ENVELOPE, (550,), "parked", "the organisation's daily relay limit is reached", GMAIL, "2026-11",
         enhanced=r"5\.4\.5", text=r"relay", scope="tenant", after=HOUR),
     Row("recipient-quota", ENVELOPE, (550,), "parked", "the mailbox's recipients of 24 hours are used up",
-        EXCHANGE_LIMITS, "2026-09", enhanced=r"5\.1\.90", scope="mailbox", after=HOUR),
+        EXCHANGE_LIMITS, "2026-09", enhanced=r"5\.1\.90", scope="mailbox", after=HOUR, teaches=True),
     Row("recipient-thread-limit", ENVELOPE, (432,), "retry", "the recipient's mailbox takes no more at once", FIELD,
         "2026-11", enhanced=r"4\.3\.2", text=r"recipient thread limit", scope="recipient", after=HALF_MINUTE),
     # Definite also after the dot: Exchange counts connections when it submits.
@@ -122,9 +124,11 @@ ROWS: tuple[Row, ...] = (
     Row("storedrv-send-as", ("dot",), (554,), "disabled", "this mailbox may not send with this From address", STOREDRV,
         "2026-11", text=r"STOREDRV\.Submission\.Exception:\s*SendAsDenied"),
     Row("storedrv-quota", ("dot",), (554,), "parked", "the mailbox's recipients of 24 hours are used up", STOREDRV,
-        "2026-11", text=r"STOREDRV\.Submission\.Exception:\s*SubmissionQuotaExceeded", scope="mailbox", after=HOUR),
+        "2026-11", text=r"STOREDRV\.Submission\.Exception:\s*SubmissionQuotaExceeded", scope="mailbox", after=HOUR,
+        teaches=True),
     Row("storedrv-spam-quota", ("dot",), (554,), "parked", "Exchange's spam guard limits this mailbox", STOREDRV,
-        "2026-11", text=r"STOREDRV\.Submission\.Exception:\s*OutboundSpam.*RefuseQuota", scope="mailbox", after=HOUR),
+        "2026-11", text=r"STOREDRV\.Submission\.Exception:\s*OutboundSpam.*RefuseQuota", scope="mailbox", after=HOUR,
+        teaches=True),
     Row("storedrv-spam-block", ("dot",), (554,), "disabled",
         "Exchange's spam guard has suspended this mailbox: an administrator must release it", STOREDRV, "2026-11",
         text=r"STOREDRV\.Submission\.Exception:\s*OutboundSpam.*(Suspend|Hip)"),
@@ -193,6 +197,7 @@ class Verdict:
     scope: Scope
     reason: str
     after: timedelta | None
+    teaches: bool = False
 
     def outcome(self, reason: str, evidence: Evidence) -> Outcome:
         """The same as an outcome that names `reason` and keeps `evidence`."""
@@ -200,7 +205,7 @@ class Verdict:
             case "retry":
                 return Retry(reason, scope=self.scope, after=self.after, evidence=evidence)
             case "parked":
-                return Parked(reason, scope=self.scope, after=self.after, evidence=evidence)
+                return Parked(reason, scope=self.scope, after=self.after, evidence=evidence, teaches=self.teaches)
             case "failed":
                 return Failed(reason, scope=self.scope, evidence=evidence)
             case status:
@@ -222,5 +227,5 @@ def classify(phase: Phase, code: int, enhanced: str, text: str) -> Verdict:
     flat = " ".join(" ".join(_ENHANCED.sub("", line, count=1) for line in text.split("\n")).split())
     for row in ROWS:
         if row.matches(phase, code, enhanced, flat):
-            return Verdict(row.id, row.becomes, row.scope, row.reason, row.after)
+            return Verdict(row.id, row.becomes, row.scope, row.reason, row.after, row.teaches)
     raise LookupError(f"{code} is no refusal")

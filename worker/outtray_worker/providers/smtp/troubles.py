@@ -30,11 +30,12 @@ _DOING: dict[Phase, str] = {
 
 def trouble(phase: Phase, place: str, error: BaseException) -> tuple[str, str]:
     """A stable id and words for a person; `place` is host:port. Never the error's own text, which may quote a reply."""
-    name, what = _network(error) or _conversation(_DOING[phase], error)
+    name, what = network_trouble(error) or _conversation(_DOING[phase], error)
     return name, f"{place}: {what}"
 
 
-def _network(error: BaseException) -> tuple[str, str] | None:
+def network_trouble(error: BaseException) -> tuple[str, str] | None:
+    """The network, the name or TLS, if it was one of those: a stable id and words for a person."""
     match error:
         case ssl.SSLCertVerificationError():
             return "tls-certificate", certificate_fault(error)

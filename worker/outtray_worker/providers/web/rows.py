@@ -60,6 +60,8 @@ class Row:
     hinted: bool | None = None
     scope: Scope = "message"
     after: timedelta | None = None
+    teaches: bool = False
+    """The mailbox's own limit of a day is reached: we learn where it is."""
 
     def matches(self, signal: Signal) -> bool:
         return (
@@ -85,7 +87,7 @@ class Row:
             case "retry":
                 return Retry(reason, scope=self.scope, after=after, evidence=evidence)
             case "parked":
-                return Parked(reason, scope=self.scope, after=after, evidence=evidence)
+                return Parked(reason, scope=self.scope, after=after, evidence=evidence, teaches=self.teaches)
             case "failed":
                 return Failed(reason, scope=self.scope, evidence=evidence)
             case "unknown":
