@@ -123,7 +123,7 @@ def size() -> Size:
     if os.environ.get("QUICK") == "1":
         few = RouteSize(FEW_ROUTES, 2_000, 800, 1, 5, 100)
         return Size(1, _scenarios(8_000, 1_500, FEW_SETTINGS, FEW_SLOW_SETTINGS), few, 200_000, 1, _questions(20_000))
-    every = RouteSize(ROUTES, 6_000, 2_000, 3, 12, 400)
+    every = RouteSize(ROUTES, 4_000, 1_000, 3, 8, 300)
     return Size(5, _scenarios(20_000, 4_000, ALL_SETTINGS, SLOW_SETTINGS), every, 1_000_000, 3, _questions(100_000))
 
 

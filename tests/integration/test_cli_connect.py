@@ -254,6 +254,8 @@ def test_another_mailbox_than_the_persons_own_is_a_shared_one(outtray, browser, 
     browser.before = lambda url: re.sub(r"&login_hint=[^&]*", "", url)
     box = outtray.ok("mailbox", "connect", "microsoft", "--address", "info@contoso.example", "--json").json["mailbox"]
     assert (box["address"], box["server"]) == ("info@contoso.example", {"shared": True})
+    assert {"Mail.Send.Shared", "Mail.ReadWrite.Shared"} <= set(box["scopes"])
+    assert outtray.ok("mailbox", "test", "info@contoso.example", "--json").json["ok"]
 
 
 def test_a_device_code_connects_from_a_machine_without_a_browser(outtray, browser, microsoft, monkeypatch):

@@ -153,6 +153,8 @@ class _Wish:
     ) -> None:
         self.issuer, self.smtp, self.address, self.name, self.plan = issuer, smtp, address, name, plan
         self.scopes = SCOPES[issuer]["smtp" if smtp else reach]
+        if address is not None and issuer == "microsoft" and not smtp:  # perhaps a shared one, which is seen afterwards
+            self.scopes += tuple(f"{scope}.Shared" for scope in self.scopes if scope.startswith("Mail."))
         self.provider = "smtp" if smtp else {"google": "gmail", "microsoft": "microsoft"}[issuer]
 
     def place(self, consented: Consented) -> tuple[str, bool]:
