@@ -25,7 +25,7 @@ demo: $(STAMP) ## about a minute: real mail leaves, is paced, parked and explain
 
 test: $(STAMP) ## every test: with real PostgreSQL and Valkey, then with real processes under faults
 	@$(PYTEST) -q -n 2 --dist loadgroup tests/unit tests/contracts tests/model tests/integration
-	@$(PYTEST) -q tests/acceptance
+	@$(PYTEST) -q tests/mail tests/acceptance
 
 test-fast: $(STAMP) ## the tests that need no patience, under 90 s
 	@$(PYTEST) -q -n 2 --dist loadgroup -m "not slow and not processes" tests/unit tests/contracts tests/model tests/integration

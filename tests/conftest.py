@@ -25,6 +25,8 @@ from outtray_schema.settings import Settings, load_settings
 from outtray_schema.vault import new_key_file
 
 SEED = "OUTTRAY_TEST_SEED"
+CI = "OUTTRAY_CI"
+"""Set where everything is checked: there no test may be left out for want of an installed server."""
 TEMPLATE = "outtray_template"
 FOLDERS = "outtray-tests-"
 _numbers = count()
@@ -38,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(SEED, str(random.SystemRandom().randrange(2**32)))
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = os.environ[SEED]
-    for name in [name for name in os.environ if name.startswith("OUTTRAY_") and name != SEED]:
+    for name in [name for name in os.environ if name.startswith("OUTTRAY_") and name not in (SEED, CI)]:
         del os.environ[name]  # a developer's own servers and keys are no business of the tests
 
 

@@ -1,4 +1,4 @@
-"""What a look by IMAP shows, against a real IMAP server on a port of this machine. One table says what each case proves."""
+"""What a look by IMAP shows, over the wire. One table says what each case proves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look that cannot be carried out: at every step, whatever breaks, it is `failed`, says who has to wait, and ends soon."""
+"""A look that cannot be carried out: at every step, it is `failed`, says who has to wait, and ends soon."""
 
 from __future__ import annotations
 

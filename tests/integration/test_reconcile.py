@@ -223,6 +223,52 @@ def test_two_looks_at_once_write_once(database, finding, verdicts, state):
     run(scene())
 
 
+def test_a_look_waits_for_an_answer_that_is_being_written_and_leaves_it(database):
+    async def scene() -> None:
+        async with inside(database.settings, Readable()) as office:
+            _, message = await doubted(office)
+            await office.later(SETTLED)
+            case = await _begun(office, message)
+            writer = await office.w.connect()
+            async with writer.transaction():
+                await writer.execute("UPDATE outtray.message SET state = 'sent', ended_at = now()")
+                writing = asyncio.create_task(_write(office, case, Finding("absent", "")))
+                await _waits(office)
+            assert await writing == "Ignore"
+            assert (await office.message(message))["state"] == "sent" and await usage_of(office, message) == []
+            await writer.close()
+
+    run(scene())
+
+
+def test_a_look_takes_the_mailbox_before_its_message_as_a_group_does(database):
+    async def scene() -> None:
+        async with inside(database.settings, Readable()) as office:
+            box, message = await doubted(office)
+            await office.later(SETTLED)
+            case = await _begun(office, message)
+            group = await office.w.connect()
+            async with group.transaction():
+                await group.execute("SELECT FROM outtray.mailbox WHERE id = %s FOR NO KEY UPDATE", [box])
+                writing = asyncio.create_task(_write(office, case, Finding("absent", "")))
+                await _waits(office)
+                await group.execute("UPDATE outtray.message SET priority = 0 WHERE id = %s", [message])
+            assert await writing == "SendAgain"
+            await group.close()
+
+    run(scene())
+
+
+async def _waits(office):
+    """Until the look waits for a row; asked by somebody else, since its own session is busy."""
+    observer = await office.w.connect()
+    query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+    async with asyncio.timeout(10):
+        while not await (await observer.execute(query, [office.w.db.info.backend_pid])).fetchone():
+            await asyncio.sleep(0.005)
+    await observer.close()
+
+
 def test_ids_found_for_what_was_cancelled_are_shown_once_and_it_stays_cancelled(database):
     async def scene() -> None:
         async with inside(database.settings, Readable()) as office:

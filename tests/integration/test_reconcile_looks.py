@@ -201,7 +201,8 @@ def test_a_look_has_a_deadline_and_the_message_gets_another(database):
             _, message = await doubted(office)
             office.provider.gate = asyncio.Event()
             await office.later(timedelta(seconds=10))
-            await office.look()
+            async with asyncio.timeout(10):
+                await office.look()
             row = await office.message(message)
             assert row["looked"]["looked"] == "the provider did not answer in time" and row["look_at"] is not None
 

@@ -110,6 +110,8 @@ class ImapServer:
         self._dialogues.add(task)
         try:
             await Dialogue(self.post, reader, writer, self._context if self.tls == "starttls" else None).serve()
+        except asyncio.CancelledError:
+            return  # asyncio's streams report a cancelled connection as an error (CPython 3.11)
         finally:
             self._dialogues.discard(task)
             writer.transport.abort()

@@ -42,7 +42,12 @@ class _Bounded(imaplib.IMAP4):
         return self._counted(super().read(size))
 
     def readline(self) -> bytes:
-        return self._counted(super().readline())
+        try:
+            return self._counted(super().readline())
+        except self.abort:
+            raise
+        except self.error:  # imaplib's word for a line that is too long, as if the command were refused
+            raise self.abort("a line that does not end") from None
 
     def _counted(self, data: bytes) -> bytes:
         self._taken += len(data)
