@@ -45,7 +45,8 @@ IMAP: Mapping[str, Mapping[str, Any]] = {
     "smtp.gmail.com": {"host": "imap.gmail.com"},
     "smtp.office365.com": {"host": "outlook.office365.com"},
 }
-"""Where evidence is looked for, by the SMTP server: implicit TLS on 993 (both providers' docs, 2026-11)."""
+"""Where evidence is looked for, by the SMTP server: implicit TLS on 993 (developers.google.com/gmail/imap;
+support.microsoft.com, POP, IMAP, and SMTP settings; 2026-11)."""
 
 # Inserts into the record of consents.
 NOTE = """

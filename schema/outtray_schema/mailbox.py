@@ -25,9 +25,8 @@ class Files:
 
 FILES_SENT: Mapping[str, Files] = MappingProxyType(
     {
-        "imap.gmail.com": Files(
-            True, "Gmail's SMTP files what it sends in Sent Mail (support.google.com)", date(2026, 11, 1)
-        ),
+        # Long-standing documentation of Gmail; to be seen once with a real account.
+        "imap.gmail.com": Files(True, "Gmail's SMTP files in Sent Mail what it sends", date(2026, 11, 1)),
     }
 )
 """By IMAP host, where it is always so. Exchange Online files copies only while the mailbox's switch

@@ -215,6 +215,18 @@ def test_a_token_that_is_refused_is_renewed_once(rig: ImapRig) -> None:
     assert (tokens.renewals, rig.post.seen["logins"]) == (1, 2)
 
 
+def test_a_refused_token_is_answered_as_the_protocol_wants_and_its_reason_is_heard(rig: ImapRig) -> None:
+    found = rig.look(lost(), rig.account_with({"username": USER, "access_token": "old-token"}))
+    assert found.outcome is not None
+    assert found.outcome.evidence["rule"] == "imap-credentials", "an empty line asks for the refusal itself"
+
+
+def test_a_literal_that_is_too_large_is_not_waited_for(rig: ImapRig) -> None:
+    rig.server.add_rule(stage="list", raw=f'* LIST () "/" {{{LITERAL + 1}}}\r\n')
+    found = rig.look(lost())
+    assert found.outcome is not None and found.outcome.evidence["rule"] == "imap-garbled"
+
+
 def test_a_consent_that_is_gone_fails_the_look_and_tells_who_has_to_act(rig: ImapRig) -> None:
     found = rig.look(lost(), by_token(rig, Tokens("old-token")))
     assert (found.kind, found.outcome) == ("failed", Held("the consent is gone"))
@@ -245,7 +257,7 @@ def test_a_login_of_its_own_for_imap_is_used_there_only(rig: ImapRig) -> None:
         ("NO [ALERT] Your account is not enabled for IMAP use.", Held, "IMAP switched off"),
         ("NO [ALERT] Too many simultaneous connections. (Failure)", Parked, "too many connections"),
         ("NO [UNAVAILABLE] Temporary authentication failure", Parked, "cannot be read now"),
-        ("BAD User is authenticated but not connected.", Parked, "cannot be read now"),
+        ("BAD User is authenticated but not connected.", Parked, "lets the login in and shows nothing"),
         ("NO nothing known", Held, "refuses the login"),
     ],
 )
@@ -366,7 +378,3 @@ class Dripping:
         self._over.set()
         self._thread.join(timedelta(seconds=5).total_seconds())
         self._listener.close()
-
-
-def test_a_literal_may_be_as_long_as_headers_are() -> None:
-    assert 64 * 1024 < LITERAL < 1 << 20

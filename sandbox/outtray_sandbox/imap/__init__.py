@@ -4,9 +4,9 @@
         imap.post.lag = 60                                        # copies are there a minute after they were taken
         imap.add_rule(stage="search", reply="NO [UNAVAILABLE] later", times=1)
 
-Our own, because no library has Gmail's extensions, a lag and a script for every answer (Twisted's brings a framework,
-2026-11). It speaks as much of IMAP4rev1 (RFC 3501) as a look needs, RFC 6154, and Gmail's X-GM-RAW; all else it
-refuses.
+Our own, because no library has Gmail's extensions, a lag and a script for every answer; pymap 0.36 greets without
+SPECIAL-USE too (its page, 2026-11). It speaks as much of IMAP4rev1 (RFC 3501) as a look needs, RFC 6154, and Gmail's
+X-GM-RAW; all else it refuses.
 """
 
 from __future__ import annotations

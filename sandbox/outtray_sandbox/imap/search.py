@@ -54,7 +54,7 @@ def _since(date: str) -> Fits:
 
 
 def _by_gmail(query: str) -> Fits:
-    """Only `rfc822msgid:` (support.google.com/mail/answer/7190, 2026-11)."""
+    """Only `rfc822msgid:` (Gmail's page of IMAP extensions, 2026-11)."""
     operator, _, wanted = query.partition(":")
     if operator != "rfc822msgid":
         raise Unsearchable("BAD Could not parse command")

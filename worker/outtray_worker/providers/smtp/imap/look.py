@@ -207,7 +207,7 @@ def _copies(fetched: Mapping[int, Mapping[bytes, Any]]) -> Iterator[Copy]:
 
 
 def _sent(copy: Copy, by: str, looked: Looked, trace: Trace) -> Finding:
-    """Gmail's numbers are the ids of its API, written in another base (developers.google.com/gmail/imap, 2026-11)."""
+    """Gmail's numbers are the ids of its API, written in another base (its page of IMAP extensions, 2026-11)."""
     sent = Sent(
         f"{copy.gmail_id:x}" if copy.gmail_id else None,
         copy.rfc_message_id or trace.rfc_message_id,

@@ -32,13 +32,22 @@ class Row:
     source: str
 
 
-_RFC, _GOOGLE, _MICROSOFT = "RFC 5530 3", "support.google.com/mail, 2026-11", "learn.microsoft.com, 2026-11"
+_RFC, _GMAIL = "RFC 5530 3", "field reports of Gmail, 2014 to 2022"
+_EXCHANGE = "field reports of Exchange Online, 2016 to 2025: a passing fault, lacking scopes or another's consent"
+_UNREAD = "long-standing words of Gmail, not read again: seen by nobody here"
 ROWS = (
     Row("imap-busy", "UNAVAILABLE|INUSE|LIMIT|SERVERBUG|CONTACTADMIN", "", True, "cannot be read now", _RFC),
-    Row("imap-busy", "", "too many (simultaneous )?connections", True, "has too many connections open", _GOOGLE),
-    Row("imap-busy", "", "authenticated but not connected", True, "cannot be read now", _MICROSOFT),
-    Row("imap-app-password", "", "application-specific password", False, "wants an app password", _GOOGLE),
-    Row("imap-off", "", "not enabled for imap|imap (access )?is disabled", False, "has IMAP switched off", _GOOGLE),
+    Row("imap-busy", "", "too many (simultaneous )?connections", True, "has too many connections open", _GMAIL),
+    Row(
+        "imap-shows-nothing",
+        "",
+        "authenticated but not connected",
+        True,
+        "lets the login in and shows nothing",
+        _EXCHANGE,
+    ),
+    Row("imap-app-password", "", "application-specific password", False, "wants an app password", _GMAIL),
+    Row("imap-off", "", "not enabled for imap|imap (access )?is disabled", False, "has IMAP switched off", _UNREAD),
     Row("imap-credentials", "AUTHENTICATIONFAILED|AUTHORIZATIONFAILED|EXPIRED", "", False, "refuses the login", _RFC),
 )
 
