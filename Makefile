@@ -27,8 +27,12 @@ test: $(STAMP) ## every test: with real PostgreSQL and Valkey, then with real pr
 	@$(PYTEST) -q -n 2 --dist loadgroup tests/unit tests/contracts tests/model tests/integration
 	@$(PYTEST) -q tests/mail tests/acceptance
 
-test-fast: $(STAMP) ## the tests that need no patience, under 90 s
-	@$(PYTEST) -q -n 2 --dist loadgroup -m "not slow and not processes" tests/unit tests/contracts tests/model tests/integration
+# What most changes break first: every unit, the contract over all providers, and the protocol's own pages.
+FAST := $(addprefix tests/integration/test_,$(addsuffix .py,\
+	claim_and_gate registrar turn_outcomes turn_deaths turn_limits dispatching drafts engine client_enqueue reconcile))
+
+test-fast: $(STAMP) ## the tests that most changes break first, under 90 s
+	@$(PYTEST) -q -n 2 --dist loadgroup -m "not slow" tests/unit tests/contracts/test_provider_contract.py $(FAST)
 
 check: lint test ## formatter, linter, types, every test
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from itertools import count
@@ -38,6 +39,9 @@ hypothesis.settings.load_profile("outtray")
 def pytest_configure(config: pytest.Config) -> None:
     """One seed for the whole run, workers of xdist included: they inherit the environment and the options."""
     os.environ.setdefault(SEED, str(random.SystemRandom().randrange(2**32)))
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell's background job inherits a SIGINT that is ignored, and so would every process that a test interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = os.environ[SEED]
     for name in [name for name in os.environ if name.startswith("OUTTRAY_") and name not in (SEED, CI)]:
