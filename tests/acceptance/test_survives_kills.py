@@ -105,6 +105,10 @@ def rage(fleet: Fleet, db, services, redis, client: Outtray, boxes: list, chance
 
 def kill_somebody(fleet: Fleet, db, chance: random.Random, faults: Faults) -> None:
     member = chance.choice(fleet.members)
+    if member.role == "worker":  # one that is at work, where there is one: those that fell last are still starting
+        workers = [each for each in fleet.members if each.role == "worker"]
+        at_work = [each for each in workers if db.execute(OPEN, [each.name_in_table]).fetchone()[0]]
+        member = chance.choice(at_work or workers)
     fleet.kill(member)  # first the kill, then the count: what it left open stands still until its deadline
     open_now = db.execute(OPEN, [member.name_in_table]).fetchone()[0]
     faults.kills[member.role] += 1
