@@ -18,9 +18,10 @@ from psycopg.rows import dict_row
 
 from outtray_schema.database import conninfo
 from outtray_schema.settings import Settings
-from outtray_worker.claim import ClaimedMailbox, DueMessage, claim, read_due
+from outtray_worker.claim import ClaimedMailbox, DueMessage, claim
 from outtray_worker.group import GroupAnswer, write_group
 from outtray_worker.items import Gate, Item
+from readings import read_due
 
 LEASE = timedelta(seconds=30)
 HANDOVER = timedelta(seconds=60)

@@ -42,6 +42,8 @@ class Limits:
 
     def allowed(self, measure: str) -> int | None:
         """What we may use of a daily limit in 24 hours. `measure` is one of `DAILY`."""
+        if not self.learned:
+            return self.planned(measure)
         bounds = [self.planned(measure), *(each.limit for each in self.learned if each.measure == measure)]
         return min((bound for bound in bounds if bound is not None), default=None)
 

@@ -22,7 +22,7 @@ from tests.bench.ours import Boxes
 from tests.bench.stand import Stand
 
 from outtray_schema.database import conninfo
-from outtray_worker.claim import claim, read_due
+from outtray_worker.claim import claim
 from outtray_worker.quotas.check import Quotas
 
 PER_MAILBOX = 10
@@ -74,8 +74,7 @@ async def _time_claims(stand: Stand, boxes: list[UUID]) -> tuple[list[float], li
             begun = time.perf_counter()
             claimed = await claim(connection, ids, timedelta(seconds=30), "bench")
             taken.append(time.perf_counter() - begun)
-            await read_due(connection, [box.id for box in claimed], stand.settings.turn_messages)
-            await quotas.read(connection, claimed)
+            await quotas.read(connection, claimed, stand.settings.turn_messages)
             read.append(time.perf_counter() - begun)
             if len(claimed) != len(ids):
                 raise AssertionError(f"{len(claimed)} of {len(ids)} mailboxes were claimed")

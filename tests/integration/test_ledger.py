@@ -19,7 +19,8 @@ from outtray import Message
 from outtray_schema import ledger
 from outtray_schema.database import conninfo
 from outtray_schema.plans import Limits
-from outtray_worker.quotas.ledger import Allowance, frees_at, read_allowances, read_externals
+from outtray_worker.quotas.ledger import Allowance, frees_at, read_externals
+from readings import read_allowances
 from world import World, gate, run, world
 
 NO_ID = UUID(int=0)

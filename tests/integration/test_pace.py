@@ -25,7 +25,8 @@ from redis.backoff import NoBackoff
 
 from outtray_schema.settings import Settings
 from outtray_worker.quotas.pace import LEAVE_ALONE, Grant, Pace, Want, bucket_key
-from outtray_worker.quotas.usage import read_app_paces, used_last_minute
+from outtray_worker.quotas.usage import read_app_paces
+from readings import used_last_minute
 from world import HANDOVER, run, world
 
 SLACK = timedelta(seconds=1)

@@ -79,11 +79,13 @@ async def registrar(
         return Flaky(await w.connect(), left)
 
     settings = w.settings.model_copy(update={"spool_after": timedelta(0)})
-    made = Registrar(settings, connect, Spool(tmp_path), Leases(settings.lease))
+    spool = Spool(tmp_path)
+    made = Registrar(settings, connect, spool, Leases(settings.lease))
     task = asyncio.create_task(made.run())
     yield made
     made.close()
     await asyncio.wait_for(task, 10)
+    spool.close()
 
 
 def sent(message: Any, box: Any, handover: int = 1) -> Record:

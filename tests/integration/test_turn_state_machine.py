@@ -31,13 +31,12 @@ from outtray_schema.ledger import Allowance
 from outtray_schema.outcome import Failed, Held, NotBegun, Outcome, Parked, Retry, Sent, Unknown
 from outtray_schema.plans import effective_limits
 from outtray_schema.vault import load_vault
-from outtray_worker.claim import ClaimedMailbox, DueMessage, claim, read_due
+from outtray_worker.claim import ClaimedMailbox, DueMessage, claim
 from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed
 from outtray_worker.lease import Leases
 from outtray_worker.pick import arm
 from outtray_worker.providers import Finding
-from outtray_worker.quotas.ledger import read_allowances
 from outtray_worker.reconcile.decide import Rules
 from outtray_worker.reconcile.read import read_case
 from outtray_worker.reconcile.schedule import OTHERS
@@ -47,6 +46,7 @@ from outtray_worker.registrar import Registrar
 from outtray_worker.spool import Spool
 from outtray_worker.sweep import sweep
 from outtray_worker.tend import tend
+from readings import read_allowances, read_due
 
 LEASE = timedelta(seconds=30)
 BEGIN = timedelta(seconds=30)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 
 # Locks the round's mailboxes in the order of their ids. A parked mailbox needs no condition of its own: `next_at` is
@@ -124,11 +124,15 @@ async def claim(
         return [ClaimedMailbox(**row) for row in await cursor.fetchall()]
 
 
-async def read_due(connection: AsyncConnection[Any], ids: Sequence[UUID], limit: int) -> dict[UUID, list[DueMessage]]:
+async def ask_due(connection: AsyncConnection[Any], ids: Sequence[UUID], limit: int) -> AsyncCursor[Any]:
+    """Ask for what each mailbox has due, in a pipeline if there is one; `due_of` reads the answer."""
+    # Rows by position and in binary: a round reads up to 3,200 of them, and by name they cost twice as much.
+    return await connection.execute(DUE, {"ids": list(ids), "limit": limit}, prepare=True, binary=True)
+
+
+async def due_of(cursor: AsyncCursor[Any], limit: int) -> dict[UUID, list[DueMessage]]:
     """Each mailbox's due messages in the order of sending: priority, due time, id; at most `limit` each."""
     due: dict[UUID, list[DueMessage]] = defaultdict(list)
-    # Rows by position and in binary: a round reads up to 3,200 of them, and by name they cost twice as much.
-    cursor = await connection.execute(DUE, {"ids": list(ids), "limit": limit}, prepare=True, binary=True)
     for row in await cursor.fetchall():
         due[row[0]].append(DueMessage(*row))
     for messages in due.values():

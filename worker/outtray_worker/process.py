@@ -126,6 +126,7 @@ class Process:
         self.leases = Leases(settings.lease)
         self.spool = Spool(settings.spool)
         self.registrar = Registrar(settings, self._registrar_connection, self.spool, self.leases)
+        self.express_lane = Registrar(settings, self._registrar_connection, self.spool, None)
         self.auth = Auth(settings, self.vault, self.pool.connection, self._signals.note)
         self.content = ContentReader(self._content_pool, self.vault, settings.content_memory)
         self.pace = Pace(self.redis, settings)
@@ -146,6 +147,7 @@ class Process:
             self._vital(self._write_signals(), "signals"),
         ]
         self._registrar_task = self._vital(self.registrar.run(), "registrar")
+        self._express_task = self._vital(self.express_lane.run(), "express lane")
 
     def _new_pool(self, size: int) -> AsyncConnectionPool[AsyncConnection[Any]]:
         return AsyncConnectionPool[AsyncConnection[Any]](
@@ -184,7 +186,9 @@ class Process:
             async with asyncio.timeout(self.settings.drain_limit.total_seconds()):
                 await self.engine.drain()
         self.registrar.close()
-        await self._registrar_task
+        self.express_lane.close()
+        await asyncio.gather(self._registrar_task, self._express_task)
+        self.spool.close()
         await self._end_loops()
         await self._write_signals_once()
         if self._web is not None:

@@ -58,9 +58,13 @@ class _Waiting:
 
 
 class Registrar:
-    """Writes for all turns of one process, on one connection. Start it with `run()` in a task of its own."""
+    """Writes for turns of one process, on one connection. Start it with `run()` in a task of its own.
 
-    def __init__(self, settings: Settings, connect: Connect, spool: Spool, leases: Leases) -> None:
+    A process may have a second one, an express lane, for turns that shall not wait for the large groups of the others:
+    without `leases` it renews none and waits for nobody. All that one turn asks goes to one of them, in its order.
+    """
+
+    def __init__(self, settings: Settings, connect: Connect, spool: Spool, leases: Leases | None) -> None:
         self._settings = settings
         self._connect = connect
         self._spool = spool
@@ -92,9 +96,14 @@ class Registrar:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(item, answer, **waits))
         self._more.set()
-        if len(self._queue) >= self._leases.turns:  # an outcome and the next gate of half of them
+        if len(self._queue) >= self._turns:  # an outcome and the next gate of half of them
             self._enough.set()
         return answer
+
+    @property
+    def _turns(self) -> int:
+        """Turns that a group may wait for."""
+        return self._leases.turns if self._leases is not None else 0
 
     @property
     def wait(self) -> float:
@@ -114,7 +123,7 @@ class Registrar:
         """Write groups until `close()`; then until nothing waits."""
         while not (self._closing and not self._queue):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._leases.next_renewal()):
+                async with asyncio.timeout(self._leases.next_renewal() if self._leases is not None else None):
                     await self._more.wait()
             self._more.clear()
             await self._renew()
@@ -122,13 +131,12 @@ class Registrar:
                 await self._gather()
                 await self._write(self._take())
                 await self._renew()
-        self._spool.close()
         if self._connection is not None:
             await self._connection.close()
 
     async def _gather(self) -> None:
         """Return once about half of the running turns wait in the queue, or after a moment."""
-        turns = self._leases.turns
+        turns = self._turns
         if len(self._queue) >= turns or turns < FEW_TURNS or self._closing:
             return
         self._enough.clear()
@@ -313,7 +321,7 @@ class Registrar:
     # ── leases ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _renew(self) -> None:
-        if not self._leases.renewal_due():
+        if self._leases is None or not self._leases.renewal_due():
             return
         try:
             connection = await self._connected()

@@ -36,6 +36,7 @@ from outtray_worker.record import Attempt, doubt, ends_turn, record_of, refusal_
 if TYPE_CHECKING:
     from outtray_worker.process import Process
     from outtray_worker.quotas.ledger import Allowance
+    from outtray_worker.registrar import Registrar
 
 log = structlog.get_logger()
 
@@ -60,8 +61,10 @@ class Turn:
         tokens: Tokens,
         session: Session,
         lease: Lease,
+        registrar: Registrar,
     ) -> None:
         self._process = process
+        self._registrar = registrar
         self._mailbox = mailbox
         self._messages = messages
         self._allowance = allowance
@@ -145,7 +148,7 @@ class Turn:
             return True
         async with self._process.quarantine.alone():
             counting = Refusal(message.id, self._mailbox.id, message.version, kind="preparing", counts=True)
-            if not await self._process.registrar.record(counting):
+            if not await self._registrar.record(counting):
                 return True
             return await self._attempt_once(message, message.version + 1, True)
 
@@ -170,7 +173,7 @@ class Turn:
         # the gate writes as `handover_until` is later than `answer_by`, however long its answer takes (rule 5).
         begin_by = Deadline.after(settings.handover_begin)
         answer_by = Deadline(begin_by.at + settings.handover_answer.total_seconds())
-        passed = await self._process.registrar.gate(self._gate(attempt, prepared.draft), begin_by)
+        passed = await self._registrar.gate(self._gate(attempt, prepared.draft), begin_by)
         if isinstance(passed, Stopped):
             await self._stop(attempt, prepared, passed)
             return not passed.turn_over
@@ -214,7 +217,7 @@ class Turn:
                 state="cancelled",
                 reason="suppressed",
             )
-            self._unwritten = self._process.registrar.record(suppressed)
+            self._unwritten = self._registrar.record(suppressed)
 
     async def _hand_over(self, prepared: Prepared, begin_by: Deadline, answer_by: Deadline) -> Outcome:
         self._process.handing_over += 1
@@ -233,7 +236,7 @@ class Turn:
             self._tokens.give_back()
         outcome = doubt(self._mailbox, self._allowance, outcome)
         self._process.metrics.outcome(self._mailbox.provider, outcome)
-        self._unwritten = self._process.registrar.record(record_of(attempt, passed.handover, outcome))
+        self._unwritten = self._registrar.record(record_of(attempt, passed.handover, outcome))
 
     # ── preparation ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -287,9 +290,9 @@ class Turn:
 
     def _write(self, item: Refusal | MailboxMove | None) -> None:
         if isinstance(item, Refusal):
-            self._unwritten = self._process.registrar.record(item)
+            self._unwritten = self._registrar.record(item)
         elif item is not None:
-            self._unwritten = self._process.registrar.move(item)
+            self._unwritten = self._registrar.move(item)
 
     async def _close(self) -> None:
         for _, content in self._ahead:
@@ -308,7 +311,7 @@ class Turn:
             park=rest.wait if rest and rest.wait else None,
             park_reason=rest.reason if rest else None,
         )
-        ending = self._process.registrar.move(end)
+        ending = self._registrar.move(end)
         if self._unwritten is not None:
             await self._unwritten
         return await ending

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
-from uuid import UUID
 
 import structlog
 from psycopg import AsyncConnection
@@ -15,11 +15,11 @@ from psycopg_pool import AsyncConnectionPool
 from outtray_schema.errors import InvalidMailbox
 from outtray_schema.ledger import NOBODY, Allowance
 from outtray_schema.plans import Limits, effective_limits, with_learned
-from outtray_worker.claim import ClaimedMailbox, DueMessage
-from outtray_worker.quotas.ledger import frees_at, read_allowances, read_externals
+from outtray_worker.claim import ClaimedMailbox, DueMessage, ask_due, due_of
+from outtray_worker.quotas.ledger import allowances_of, ask_used, frees_at, read_externals
 from outtray_worker.quotas.pace import Want, bucket_key
 from outtray_worker.quotas.units import DEAREST, units_of_handover
-from outtray_worker.quotas.usage import AppPace, burst_of, read_app_paces, used_last_minute
+from outtray_worker.quotas.usage import AppPace, ask_last_minute, burst_of, last_minute_of, read_app_paces
 
 log = structlog.get_logger()
 
@@ -32,32 +32,51 @@ USER_BURST = 10
 """Seconds' worth of a user's units that may be used at once: most mailboxes have but a few mails, which then go."""
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A claimed mailbox with all that its turn begins with."""
+
+    mailbox: ClaimedMailbox
+    messages: list[DueMessage]
+    """In the order of sending."""
+    allowance: Allowance
+    wants: list[Want]
+    """The buckets that it draws from, each for as many tokens as it has messages due."""
+
+
 class Quotas:
     """Reads for a whole round on the claim's connection, for a message that waits on the pool's. Keeps nothing."""
 
     def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
         self._pool = pool
 
-    async def read(self, connection: AsyncConnection[Any], claimed: Sequence[ClaimedMailbox]) -> dict[UUID, Allowance]:
-        """What each claimed mailbox may still send today. Mailboxes without a daily limit cost nothing."""
-        return await read_allowances(connection, [(box.id, limits_of(box) or Limits()) for box in claimed])
+    async def read(
+        self, connection: AsyncConnection[Any], claimed: Sequence[ClaimedMailbox], limit: int
+    ) -> list[Begun]:
+        """What each claimed mailbox has due (at most `limit`), may still send today, and draws its pace from.
 
-    async def wants(
-        self, connection: AsyncConnection[Any], claimed: Sequence[ClaimedMailbox], due: Mapping[UUID, int]
-    ) -> dict[UUID, list[Want]]:
-        """The buckets that each claimed mailbox draws from, for as many tokens as it has messages due."""
+        One round trip for all of it, in a later snapshot than the claim's (rule 3); one more where provider apps have
+        a pace. What a mailbox has no limit for costs nothing.
+        """
         limits = {box.id: limits_of(box) or Limits() for box in claimed}
+        daily = list(limits.items())
         apps = await read_app_paces(connection, sorted({box.provider_app for box in claimed if box.provider_app}))
         app_of = {box.id: apps.get(box.provider_app or "") for box in claimed}
         paced = [box.id for box in claimed if limits[box.id].per_minute or _counts_units(app_of[box.id])]
-        used = await used_last_minute(connection, paced)
-        return {
-            box.id: [
-                *_own_bucket(box, limits[box.id], due.get(box.id, 0), used.get(box.id)),
-                *_app_buckets(box, app_of[box.id], due.get(box.id, 0), used.get(box.id)),
-            ]
-            for box in claimed
-        }
+        async with connection.pipeline():
+            asked_due = await ask_due(connection, [box.id for box in claimed], limit)
+            asked_used = await ask_used(connection, daily)
+            asked_minute = await ask_last_minute(connection, paced)
+        due = await due_of(asked_due, limit)
+        allowances = await allowances_of(asked_used, daily)
+        minute = await last_minute_of(asked_minute)
+        begun = []
+        for box in claimed:
+            messages, used = due.get(box.id, []), minute.get(box.id)
+            own = _own_bucket(box, limits[box.id], len(messages), used)
+            shared = _app_buckets(box, app_of[box.id], len(messages), used)
+            begun.append(Begun(box, messages, allowances[box.id], [*own, *shared]))
+        return begun
 
     async def binding(self, box: ClaimedMailbox, allowance: Allowance, message: DueMessage) -> str | None:
         """The limit that this message would break now, or None. Reads its recipients where unique ones are limited."""
@@ -84,7 +103,8 @@ class Quotas:
 def limits_of(box: ClaimedMailbox) -> Limits | None:
     """The limits that a claimed mailbox goes by, learned ones among them; None if this version cannot read them."""
     try:
-        return with_learned(_limits(box.plan, tuple(sorted(box.limits.items())), box.provider), box.learned, box.now)
+        limits = _limits(box.plan, tuple(sorted(box.limits.items())), box.provider)
+        return with_learned(limits, box.learned, box.now)
     except (InvalidMailbox, KeyError, TypeError, ValueError) as error:
         log.error("a mailbox waits: its limits cannot be read", mailbox_id=str(box.id), problem=str(error))
         return None

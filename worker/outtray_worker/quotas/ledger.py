@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 
 from outtray_schema import ledger
 from outtray_schema.ledger import Allowance, Counted, Frees
 from outtray_schema.plans import Limits
 
-__all__ = ["Allowance", "Frees", "frees_at", "read_allowances", "read_externals"]
+__all__ = ["Allowance", "Frees", "allowances_of", "ask_used", "frees_at", "read_externals"]
 
 
-async def read_allowances(
+async def ask_used(
     connection: AsyncConnection[Any], boxes: Sequence[tuple[UUID, Limits]]
-) -> dict[UUID, Allowance]:
-    """What each of a round's mailboxes may still send, by one statement; none at all if none has a daily limit.
+) -> AsyncCursor[Mapping[str, Any]] | None:
+    """Ask what these mailboxes used, by one statement, in a pipeline if there is one; None: none has a daily limit.
 
-    Call it in a later statement than the claim, hence in a later snapshot: it must see the last gate of the fence
-    before (protocol, rule 3).
+    Ask in a later statement than the claim, hence in a later snapshot: it must see the last gate of the fence before
+    (protocol, rule 3).
     """
     parameters = ledger.used_parameters(boxes)
     if parameters is None:
-        return ledger.allowances(boxes, ())
-    async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
-        await cursor.execute(ledger.USED, parameters, prepare=True)
-        return ledger.allowances(boxes, await cursor.fetchall())
+        return None
+    cursor = connection.cursor(row_factory=dict_row, binary=True)
+    return await cursor.execute(ledger.USED, parameters, prepare=True)
+
+
+async def allowances_of(
+    cursor: AsyncCursor[Mapping[str, Any]] | None, boxes: Sequence[tuple[UUID, Limits]]
+) -> dict[UUID, Allowance]:
+    """What each mailbox may still send, by what `ask_used` was answered."""
+    return ledger.allowances(boxes, await cursor.fetchall() if cursor is not None else ())
 
 
 async def read_externals(connection: AsyncConnection[Any], message_id: UUID) -> frozenset[bytes]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 
 # Handovers that began within the last minute; locks nothing. What counts ends no earlier than it began, so that the
 # ledger's index finds it. A handover that was definitely refused is no longer seen here: it is in the bucket alone.
@@ -17,8 +17,8 @@ SELECT box.id,
     (SELECT count(*) FROM outtray.message m
      WHERE m.mailbox_id = box.id AND m.counted_at > (SELECT since FROM t) AND m.handed_at > (SELECT since FROM t))
     + coalesce((SELECT sum(u.messages) FROM outtray.usage u
-                WHERE u.mailbox_id = box.id AND u.counted_at > (SELECT since FROM t)), 0) AS used
-FROM unnest(%(ids)s::uuid[]) AS box (id)
+                WHERE u.mailbox_id = box.id AND u.counted_at > (SELECT since FROM t)), 0)::bigint AS used
+FROM unnest(%(ids)b::uuid[]) AS box (id)
 """
 
 # Provider apps with a pace, and how many workers draw from each; locks nothing.
@@ -55,12 +55,18 @@ def burst_of(per_minute: int, cost: int = 1, seconds: int = 1) -> int:
     return max(cost, per_minute * seconds // 60)
 
 
-async def used_last_minute(connection: AsyncConnection[Any], mailbox_ids: Sequence[UUID]) -> dict[UUID, int]:
-    """Handovers that each mailbox began in the last minute, by one statement; none at all without mailboxes."""
+async def ask_last_minute(
+    connection: AsyncConnection[Any], mailbox_ids: Sequence[UUID]
+) -> AsyncCursor[tuple[UUID, int]] | None:
+    """Ask for the handovers that each began in the last minute, in a pipeline if there is one; None: no mailbox."""
     if not mailbox_ids:
-        return {}
-    cursor = await connection.execute(LAST_MINUTE, {"ids": list(mailbox_ids)}, prepare=True)
-    return {row[0]: int(row[1]) for row in await cursor.fetchall()}
+        return None
+    return await connection.execute(LAST_MINUTE, {"ids": list(mailbox_ids)}, prepare=True, binary=True)
+
+
+async def last_minute_of(cursor: AsyncCursor[tuple[UUID, int]] | None) -> dict[UUID, int]:
+    """What `ask_last_minute` was answered."""
+    return dict(await cursor.fetchall()) if cursor is not None else {}
 
 
 async def read_app_paces(connection: AsyncConnection[Any], names: Sequence[str]) -> dict[str, AppPace]:
