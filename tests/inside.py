@@ -222,10 +222,10 @@ class Died(asyncio.CancelledError):
     """Raised inside a turn it ends it where it stands: nothing is written, no lease is given back, as by `kill -9`."""
 
 
-def dies_at(point: str, when: Callable[[], bool] = lambda: True) -> Callable[[str], None]:
+def dies_at(point: str, when: Callable[[], bool] = lambda: True) -> Callable[..., None]:
     """A crash point that ends the one turn instead of the process."""
 
-    def reach(reached: str) -> None:
+    def reach(reached: str, *_: UUID) -> None:
         if reached == point and when():
             raise Died
 

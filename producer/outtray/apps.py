@@ -8,7 +8,8 @@ from typing import Literal
 from uuid import UUID
 
 from outtray.door import Door
-from outtray.plan import Plan, Row, rows
+from outtray.noting import note
+from outtray.plan import Begin, Commit, Plan, Row, rows
 from outtray_schema.errors import NotFound, Problem, Refused
 from outtray_schema.ids import new_id
 
@@ -42,14 +43,17 @@ class App:
     created_at: datetime
 
 
-def add(_door: Door, name: str, on_unknown: Literal["hold", "resend"] = "hold") -> Plan[App]:
+def add(door: Door, name: str, on_unknown: Literal["hold", "resend"] = "hold") -> Plan[App]:
     """Add an app. Raises `Refused` if the name is taken or is none."""
     problem = _name_problem(name)
     if problem is not None:
         raise Refused(problem)
+    yield Begin()
     added = yield from rows(ADD, id=new_id(), name=name, on_unknown=on_unknown)
     if not added:
         raise Refused(Problem("name", f"there is an app {name!r} already; take another name"))
+    yield from note(door.actor, "app added", app=str(added[0]["id"]), on_unknown=on_unknown)
+    yield Commit()
     return _app(added[0])
 
 

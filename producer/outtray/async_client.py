@@ -6,8 +6,9 @@ import asyncio
 import functools
 import time
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
@@ -15,16 +16,33 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from outtray import apps, budgets, find, mailboxes, many, oauth, oauth_apps, suppression
+from outtray import (
+    apps,
+    budgets,
+    find,
+    mailbox_times,
+    mailboxes,
+    many,
+    oauth,
+    oauth_apps,
+    refusals,
+    suppression,
+    templates,
+)
 from outtray import cancel as cancelling
+from outtray import erase as erasing
 from outtray import events as outbox
 from outtray import explain as explaining
+from outtray import explain_address as explaining_addresses
+from outtray import forecast as forecasting
 from outtray import resolve as resolving
+from outtray import retry as retrying
 from outtray import switches as switching
 from outtray.connections import AsyncConnections
 from outtray.door import Door, MailboxName
 from outtray.embedded import embedded_services
 from outtray.enqueue import Accepted, enqueue, wakes_of
+from outtray.mailing import Filling, find_mailing
 from outtray.oauth_revoke import revoke_at_google
 from outtray.plan import Plan, Wakes, add_wakes, run_async
 from outtray.transaction import AfterCommit, AsyncCaller, Frames, Opened, open_async_caller
@@ -110,8 +128,10 @@ class AsyncMailboxes(_Part):
     list = _carried_out(mailboxes.list_all)
     get = _carried_out(mailboxes.get)
     set = _carried_out(mailboxes.change)
+    set_times = _carried_out(mailbox_times.set_times)
     set_password = _carried_out(mailboxes.set_password)
     set_imap = _carried_out(mailboxes.set_imap)
+    set_trust = _carried_out(mailboxes.set_trust)
     reconnect = _carried_out(mailboxes.reconnect)
     pause = _carried_out(mailboxes.pause)
     resume = _carried_out(mailboxes.resume)
@@ -119,6 +139,7 @@ class AsyncMailboxes(_Part):
     set_default = _carried_out(mailboxes.set_default)
     import_usage = _carried_out(mailboxes.import_usage)
     explain = _carried_out(explaining.explain_mailbox)
+    forecast = _carried_out(forecasting.forecast)
     add_google = _carried_out(oauth.add_google)
     add_microsoft = _carried_out(oauth.add_microsoft)
     add_delegated = _carried_out(oauth.add_delegated)
@@ -157,6 +178,15 @@ class AsyncBudgets(_Part):
     remove = _carried_out(budgets.remove)
 
 
+class AsyncTemplates(_Part):
+    """`client.templates`."""
+
+    add = _carried_out(templates.add)
+    list = _carried_out(templates.list_all)
+    show = _carried_out(templates.show)
+    preview = _carried_out(templates.preview)
+
+
 class AsyncApps(_Part):
     """`client.apps`: every app of the installation."""
 
@@ -185,6 +215,7 @@ class AsyncOuttray(_Part):
         self.apps = AsyncApps(self._runner)
         self.provider_apps = AsyncProviderApps(self._runner)
         self.budgets = AsyncBudgets(self._runner)
+        self.templates = AsyncTemplates(self._runner)
 
     async def __aenter__(self) -> AsyncOuttray:
         return self
@@ -213,8 +244,13 @@ class AsyncOuttray(_Part):
 
     async def enqueue_many(
         self,
-        messages: Iterable[many.MessageInput] | AsyncIterable[many.MessageInput],
+        messages: Iterable[many.MessageInput] | AsyncIterable[many.MessageInput] = (),
         *,
+        template: str | None = None,
+        rows: Iterable[Mapping[str, Any]] = (),
+        then: Sequence[tuple[str, timedelta | str]] = (),
+        common: Mapping[str, Any] | None = None,
+        key: str | None = None,
         in_one_transaction: bool = False,
         keep_going: bool = False,
         on_progress: many.OnProgress | None = None,
@@ -222,10 +258,19 @@ class AsyncOuttray(_Part):
     ) -> many.ManyResult:
         """`Outtray.enqueue_many`; takes an async iterable too."""
         tally = many.Tally(keep_going, on_progress)
+        filling: Filling | None = None
+        if template is not None:
+            mailing = await self._runner.run(find_mailing(self._runner.door, template, then, common, key))
+            filling = Filling(mailing, rows)
+            messages = filling.messages()
+            if not keep_going:
+                tally.refuse(filling.check() if filling.can_be_read_again else [])
+                in_one_transaction = in_one_transaction or (connection is None and not filling.can_be_read_again)
         async with self._batches_run_by(in_one_transaction, connection, tally) as carry_out:
             async for batch in many.async_batches(messages):
                 inside = in_one_transaction or connection is not None
-                tally.take(await carry_out(many.enqueue_one_batch(self._runner.door, batch, keep_going, not inside)))
+                answers = await carry_out(many.enqueue_one_batch(self._runner.door, batch, keep_going, not inside))
+                tally.take(filling.by_row(answers) if filling is not None else answers)
         return tally.result
 
     @asynccontextmanager
@@ -275,7 +320,13 @@ class AsyncOuttray(_Part):
     pause = _carried_out(switching.pause)
     resume = _carried_out(switching.resume)
     switches = _carried_out(switching.list_switches)
+    explain_address = _carried_out(explaining_addresses.explain_address)
+    refusals = _carried_out(refusals.refusals)
+    retry_one = _carried_out(retrying.retry_one)
+    retry_where = _carried_out(retrying.retry_where)
+    erase_recipient = _carried_out(erasing.erase_recipient)
     suppress = _carried_out(suppression.suppress)
+    suppress_many = _carried_out(suppression.suppress_many)
     unsuppress = _carried_out(suppression.unsuppress)
     suppressions = _carried_out(suppression.suppressions)
 

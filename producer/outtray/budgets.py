@@ -12,6 +12,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from outtray.door import Door
+from outtray.noting import note
 from outtray.plan import Begin, Commit, Plan, Row, rows
 from outtray_schema.errors import NotFound, Problem, Refused
 from outtray_schema.freeing import CHUNK, FREE
@@ -101,7 +102,7 @@ class Budget:
 
 
 def add(
-    _door: Door,
+    door: Door,
     name: str | None = None,
     *,
     tenant: str | None = None,
@@ -125,8 +126,11 @@ def add(
         raise Refused(
             Problem("tenant", "must be an organisation's own: its id, or its domain as its OAuth client has it")
         )
+    yield Begin()
     if not (yield from rows(ADD, id=new_id(), name=name, measure=measure, per_day=per_day, tenant=tenant)):
         raise Refused(Problem("name", f"there is a budget {name!r} already; change it with `outtray budget set`"))
+    yield from note(door.actor, "budget added", budget=name, measure=measure, per_day=per_day)
+    yield Commit()
     if tenant is not None:
         yield from _join_tenant(name, tenant)
     return (yield from _get(name))
@@ -138,7 +142,7 @@ def list_all(_door: Door) -> Plan[list[Budget]]:
 
 
 def change(
-    _door: Door,
+    door: Door,
     name: str,
     *,
     external: int | None = None,
@@ -155,15 +159,21 @@ def change(
     before = yield from _get(name)
     if measure != before.measure:
         raise Refused(Problem("measure", f"this budget counts {before.measure}; make another one for {measure}"))
+    yield Begin()
     yield from rows(SET, name=name, measure=measure, per_day=per_day)
+    yield from note(door.actor, "budget changed", budget=name, measure=measure, per_day=per_day)
+    yield Commit()
     yield from _free(name)
     return (yield from _get(name))
 
 
-def remove(_door: Door, name: str) -> Plan[None]:
+def remove(door: Door, name: str) -> Plan[None]:
     """Take a budget away; the mailboxes that shared it go on without. Raises `NotFound`."""
     yield from _get(name)
+    yield Begin()
     yield from rows(REMOVE, name=name)
+    yield from note(door.actor, "budget removed", budget=name)
+    yield Commit()
     yield from _free(name)
 
 

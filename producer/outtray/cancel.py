@@ -6,12 +6,13 @@ has begun without a known refusal and none ever will. Everything else says what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
+from outtray import windows
 from outtray.door import Door, MailboxName
 from outtray.find import mailbox_id_of
 from outtray.plan import Plan, Row, Wake, rows
@@ -60,43 +61,59 @@ CANCEL_FREE = _CANCEL.format(skip=" SKIP LOCKED")
 # Reads a message's state, in a snapshot of its own: what it is now, not what it was when the cancel began to wait.
 STATE = "SELECT m.id, m.state, m.may_have_left FROM outtray.message m WHERE m.id = %(id)s AND m.app_id = %(app)s"
 
-# Reads the next live messages that a filter names, by id; locks nothing.
+# Reads the next live messages that a filter names, newest first, so that what follows another one goes before it and
+# is counted by itself; locks nothing.
 LIVE = """
 SELECT m.id FROM outtray.message m
-WHERE m.app_id = %(app)s AND m.id > %(after)s AND m.state IN ('queued', 'handing_over', 'unknown')
+WHERE m.app_id = %(app)s AND m.id < %(before)s AND m.state IN ('queued', 'handing_over', 'unknown')
   AND (%(mailbox)s::uuid IS NULL OR m.mailbox_id = %(mailbox)s) AND (%(tag)s::text IS NULL OR %(tag)s = ANY(m.tags))
   {more}
-ORDER BY m.id LIMIT %(limit)s
+ORDER BY m.id DESC LIMIT %(limit)s
 """
 LIVE_OF_MAILBOX = LIVE.format(more="")
 LIVE_OF_TAG = LIVE.format(
     more="""AND m.id IN (
     SELECT t.message_id FROM outtray.message_tag t
-    WHERE t.app_id = %(app)s AND t.tag = %(tag)s AND t.message_id > %(after)s)"""
+    WHERE t.app_id = %(app)s AND t.tag = %(tag)s AND t.message_id < %(before)s)"""
 )
 LIVE_TO = LIVE.format(
     more="""AND m.id IN (
-    SELECT r.message_id FROM outtray.recipient r WHERE r.address_index = %(index)s AND r.message_id > %(after)s)"""
+    SELECT r.message_id FROM outtray.recipient r WHERE r.address_index = %(index)s AND r.message_id < %(before)s)"""
 )
 
-# Moves a queued message to another time; locks its row.
+# Counts what a filter names and has been sent; locks nothing.
+_SENT = """
+SELECT count(*) AS sent FROM outtray.message m
+WHERE m.app_id = %(app)s AND m.state = 'sent' AND m.id IN ({ids})
+  AND (%(mailbox)s::uuid IS NULL OR m.mailbox_id = %(mailbox)s) AND (%(tag)s::text IS NULL OR %(tag)s = ANY(m.tags))
+"""
+SENT_OF_TAG = _SENT.format(
+    ids="SELECT t.message_id FROM outtray.message_tag t WHERE t.app_id = %(app)s AND t.tag = %(tag)s"
+)
+SENT_TO = _SENT.format(ids="SELECT r.message_id FROM outtray.recipient r WHERE r.address_index = %(index)s")
+
+# Moves a queued message to another time; locks its row. A follower goes on waiting, and is then due at that time at the
+# earliest.
 RESCHEDULE = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now),
 moved AS (
-    UPDATE outtray.message m SET due_at = greatest(%(send_at)s::timestamptz, t.now), version = m.version + 1
+    UPDATE outtray.message m
+    SET due_at = CASE WHEN m.due_at IS NOT NULL THEN greatest(%(send_at)s::timestamptz, t.now) END,
+        follow_from = CASE WHEN m.due_at IS NULL THEN %(send_at)s::timestamptz ELSE m.follow_from END,
+        version = m.version + 1
     FROM t WHERE m.id = %(id)s AND m.app_id = %(app)s AND m.state = 'queued'
-    RETURNING m.id, m.mailbox_id, m.due_at),
+    RETURNING m.id, m.mailbox_id, coalesce(m.due_at, m.follow_from) AS due_at, m.due_at IS NULL AS waits),
 noted AS (
     INSERT INTO outtray.journal (at, message_id, mailbox_id, kind, actor, detail)
     SELECT t.now, id, mailbox_id, 'rescheduled', %(actor)s::text, jsonb_build_object('due_at', due_at) FROM moved, t),
 told AS (
     INSERT INTO outtray.event (at, app_id, mailbox_id, message_id, kind, data)
     SELECT t.now, %(app)s, mailbox_id, id, 'rescheduled', jsonb_build_object('due_at', due_at) FROM moved, t)
-SELECT mailbox_id, due_at FROM moved
+SELECT mailbox_id, due_at, waits FROM moved
 """
 
 BATCH = 500
-_FIRST = UUID(int=0)
+_LAST = UUID(int=(1 << 128) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +126,25 @@ class CancelResult:
 
 @dataclass(frozen=True, slots=True)
 class CancelCounts:
-    """What became of a request to cancel many: how many messages got each answer."""
+    """What became of a request to cancel many: how many messages got each answer.
+
+    `already_sent` had been sent before the request; they are counted where a tag or a recipient is named. What follows
+    a cancelled message is cancelled with it (docs/sequences.md); it is counted where it fits the filters itself.
+    """
 
     cancelled: int = 0
     handing_over: int = 0
     may_have_left: int = 0
     ended: int = 0
+    already_sent: int = 0
 
     def plus(self, answer: CancelAnswer) -> CancelCounts:
         name = answer if answer in ("cancelled", "handing_over", "may_have_left") else "ended"
         return CancelCounts(**{each: getattr(self, each) + (each == name) for each in self.__slots__})
+
+    def and_also(self, other: CancelCounts) -> CancelCounts:
+        """Both together."""
+        return CancelCounts(**{each: getattr(self, each) + getattr(other, each) for each in self.__slots__})
 
 
 def cancel(door: Door, message_id: UUID, reason: str = "cancelled by the app") -> Plan[CancelResult]:
@@ -167,14 +193,21 @@ def cancel_where(
         "limit": BATCH,
     }
     sql = LIVE_TO if to is not None else LIVE_OF_TAG if tag is not None else LIVE_OF_MAILBOX
-    counts, after = CancelCounts(), _FIRST
+    counts, before = CancelCounts(already_sent=(yield from _sent_before(filters))), _LAST
     while True:
-        ids = [row["id"] for row in (yield from rows(sql, **filters, after=after))]
+        ids = [row["id"] for row in (yield from rows(sql, **filters, before=before))]
         for answer in (yield from _cancel_batch(door, app_id, ids, reason or "cancelled by the app")):
             counts = counts.plus(answer)
         if len(ids) < BATCH:
             return counts
-        after = ids[-1]
+        before = ids[-1]
+
+
+def _sent_before(filters: Mapping[str, Any]) -> Plan[int]:
+    sql = SENT_TO if filters["index"] is not None else SENT_OF_TAG
+    if filters["index"] is None and filters["tag"] is None:
+        return 0  # all that a mailbox ever sent is a long count that nobody asked for
+    return int((yield from rows(sql, **filters))[0]["sent"])
 
 
 def _cancel_batch(door: Door, app_id: UUID, ids: Sequence[UUID], reason: str) -> Plan[list[CancelAnswer]]:
@@ -189,15 +222,20 @@ def _cancel_batch(door: Door, app_id: UUID, ids: Sequence[UUID], reason: str) ->
 
 
 def reschedule(door: Door, message_id: UUID, send_at: datetime) -> Plan[datetime]:
-    """Let a queued message leave at another time, not before; answers with when. Raises `NotFound`, `WrongState`."""
+    """Let a queued message leave at another time, not before; answers with when. Raises `NotFound`, `WrongState`.
+
+    What follows another message goes on waiting for its end.
+    """
     if send_at.utcoffset() is None:
         raise Refused(Problem("send_at", "has no time zone; write datetime(..., tzinfo=UTC)"))
     app_id = yield from door.app()
+    send_at = yield from windows.opens_after(app_id, message_id, send_at)
     moved = yield from rows(RESCHEDULE, app=app_id, id=message_id, send_at=send_at, actor=door.actor)
     if not moved:
         raise (yield from _why_not_rescheduled(door, app_id, message_id))
     due_at: datetime = moved[0]["due_at"]
-    yield Wake({moved[0]["mailbox_id"]: due_at})
+    if not moved[0]["waits"]:
+        yield Wake({moved[0]["mailbox_id"]: due_at})
     return due_at
 
 

@@ -7,8 +7,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
@@ -16,16 +17,33 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from outtray import apps, budgets, find, mailboxes, many, oauth, oauth_apps, suppression
+from outtray import (
+    apps,
+    budgets,
+    find,
+    mailbox_times,
+    mailboxes,
+    many,
+    oauth,
+    oauth_apps,
+    refusals,
+    suppression,
+    templates,
+)
 from outtray import cancel as cancelling
+from outtray import erase as erasing
 from outtray import events as outbox
 from outtray import explain as explaining
+from outtray import explain_address as explaining_addresses
+from outtray import forecast as forecasting
 from outtray import resolve as resolving
+from outtray import retry as retrying
 from outtray import switches as switching
 from outtray.connections import Connections
 from outtray.door import Door, MailboxName
 from outtray.embedded import embedded_services
 from outtray.enqueue import Accepted, enqueue, wakes_of
+from outtray.mailing import Filling, find_mailing
 from outtray.oauth_revoke import revoke_at_google
 from outtray.plan import Plan, Wakes, add_wakes, run
 from outtray.transaction import AfterCommit, Caller, Frames, Opened, open_caller
@@ -117,8 +135,10 @@ class Mailboxes(_Part):
     list = _carried_out(mailboxes.list_all)
     get = _carried_out(mailboxes.get)
     set = _carried_out(mailboxes.change)
+    set_times = _carried_out(mailbox_times.set_times)
     set_password = _carried_out(mailboxes.set_password)
     set_imap = _carried_out(mailboxes.set_imap)
+    set_trust = _carried_out(mailboxes.set_trust)
     reconnect = _carried_out(mailboxes.reconnect)
     pause = _carried_out(mailboxes.pause)
     resume = _carried_out(mailboxes.resume)
@@ -126,6 +146,7 @@ class Mailboxes(_Part):
     set_default = _carried_out(mailboxes.set_default)
     import_usage = _carried_out(mailboxes.import_usage)
     explain = _carried_out(explaining.explain_mailbox)
+    forecast = _carried_out(forecasting.forecast)
     add_google = _carried_out(oauth.add_google)
     add_microsoft = _carried_out(oauth.add_microsoft)
     add_delegated = _carried_out(oauth.add_delegated)
@@ -164,6 +185,15 @@ class Budgets(_Part):
     remove = _carried_out(budgets.remove)
 
 
+class Templates(_Part):
+    """`client.templates`: the app's templates. Rendering them needs the extra `templates`."""
+
+    add = _carried_out(templates.add)
+    list = _carried_out(templates.list_all)
+    show = _carried_out(templates.show)
+    preview = _carried_out(templates.preview)
+
+
 class Apps(_Part):
     """`client.apps`: every app of the installation."""
 
@@ -195,6 +225,7 @@ class Outtray(_Part):
         self.apps = Apps(self._runner)
         self.provider_apps = ProviderApps(self._runner)
         self.budgets = Budgets(self._runner)
+        self.templates = Templates(self._runner)
 
     def __enter__(self) -> Outtray:
         return self
@@ -222,8 +253,13 @@ class Outtray(_Part):
 
     def enqueue_many(
         self,
-        messages: Iterable[many.MessageInput],
+        messages: Iterable[many.MessageInput] = (),
         *,
+        template: str | None = None,
+        rows: Iterable[Mapping[str, Any]] = (),
+        then: Sequence[tuple[str, timedelta | str]] = (),
+        common: Mapping[str, Any] | None = None,
+        key: str | None = None,
         in_one_transaction: bool = False,
         keep_going: bool = False,
         on_progress: many.OnProgress | None = None,
@@ -233,14 +269,29 @@ class Outtray(_Part):
 
         By default in batches, each a transaction of its own: the first refused message ends it (`ManyRefused`), with
         nothing of its batch stored. `keep_going` stores the good ones and answers with the refused.
+
+        `template` and `rows` instead of messages: a stored template, filled from mappings with `to` and its variables;
+        `then`, more templates to follow it, each with its delay; `common`, fields of all these messages; `key`, under
+        which a row's messages are stored only once. Every row is checked before anything is stored (rows that can be
+        read only once: all of them are one transaction). Refusals name the row's position.
+
         `in_one_transaction`: all or nothing of it; the iterable must then never pause for a minute, since PostgreSQL
         ends a transaction that idles longer. `connection`: in the caller's transaction, as with `enqueue`.
         """
         tally = many.Tally(keep_going, on_progress)
+        filling: Filling | None = None
+        if template is not None:
+            mailing = self._runner.run(find_mailing(self._runner.door, template, then, common, key))
+            filling = Filling(mailing, rows)
+            messages = filling.messages()
+            if not keep_going:
+                tally.refuse(filling.check() if filling.can_be_read_again else [])
+                in_one_transaction = in_one_transaction or (connection is None and not filling.can_be_read_again)
         with self._batches_run_by(in_one_transaction, connection, tally) as carry_out:
             for batch in many.batches(messages):
                 inside = in_one_transaction or connection is not None
-                tally.take(carry_out(many.enqueue_one_batch(self._runner.door, batch, keep_going, not inside)))
+                answers = carry_out(many.enqueue_one_batch(self._runner.door, batch, keep_going, not inside))
+                tally.take(filling.by_row(answers) if filling is not None else answers)
         return tally.result
 
     @contextmanager
@@ -293,7 +344,13 @@ class Outtray(_Part):
     pause = _carried_out(switching.pause)
     resume = _carried_out(switching.resume)
     switches = _carried_out(switching.list_switches)
+    explain_address = _carried_out(explaining_addresses.explain_address)
+    refusals = _carried_out(refusals.refusals)
+    retry_one = _carried_out(retrying.retry_one)
+    retry_where = _carried_out(retrying.retry_where)
+    erase_recipient = _carried_out(erasing.erase_recipient)
     suppress = _carried_out(suppression.suppress)
+    suppress_many = _carried_out(suppression.suppress_many)
     unsuppress = _carried_out(suppression.unsuppress)
     suppressions = _carried_out(suppression.suppressions)
 

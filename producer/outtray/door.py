@@ -11,9 +11,11 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from outtray import windows
 from outtray.plan import Plan, Row, rows
 from outtray_schema import bindings
 from outtray_schema.address import Address, normalise_address
@@ -24,6 +26,7 @@ from outtray_schema.message import Message
 from outtray_schema.mime import PROVIDER_SIZE
 from outtray_schema.plans import Limits, effective_limits
 from outtray_schema.settings import Settings
+from outtray_schema.times import Times
 from outtray_schema.vault import Vault
 
 KEPT = 5.0
@@ -38,7 +41,7 @@ FIND_APP = "SELECT a.id FROM outtray.app a WHERE a.name = %(name)s"
 # Reads mailboxes of one app by id, by address, and its default; locks nothing.
 FIND_MAILBOXES = """
 SELECT m.id, m.address, m.provider, m.plan, m.limits, m.server, m.status, m.status_reason,
-    m.id = a.default_mailbox_id AS is_default, m.scopes
+    m.id = a.default_mailbox_id AS is_default, m.scopes, m.times, outtray.outtray_now() AS now
 FROM outtray.app a JOIN outtray.mailbox m ON m.app_id = a.id
 WHERE a.id = %(app)s AND (m.id = ANY(%(ids)s::uuid[]) OR m.address_index = ANY(%(indexes)s::bytea[])
     OR %(default)s AND m.id = a.default_mailbox_id)
@@ -59,6 +62,9 @@ class MailboxFacts:
     is_default: bool
     grants: Guarantee
     """What its owner's consent allows beside sending."""
+    times: Times
+    now: datetime
+    """The database's clock as these facts were read: at most `KEPT` ago."""
 
     @property
     def senders(self) -> frozenset[str]:
@@ -80,7 +86,7 @@ class Door:
         self.settings = settings
         self.vault = vault
         self.app_name = app or settings.app
-        self.actor = actor or _this_user()
+        self.actor = actor or this_user()
         self._clock = clock
         self._app_id: UUID | None = None
         self._seen: dict[MailboxName, tuple[float, MailboxFacts]] = {}
@@ -118,6 +124,10 @@ class Door:
         """Forget what was seen of mailboxes: this client has changed one."""
         self._seen.clear()
 
+    def seen(self, name: object) -> MailboxFacts | None:
+        """What is remembered of a mailbox by this name."""
+        return self._known(name) if name is None or isinstance(name, (UUID, str)) else None
+
     def _known(self, name: MailboxName) -> MailboxFacts | None:
         until, facts = self._seen.get(name, (0.0, None))
         return facts if self._clock() < until else None
@@ -145,6 +155,8 @@ class Door:
             status_reason=row["status_reason"],
             is_default=bool(row["is_default"]),
             grants=_grants(row["provider"], row["scopes"]),
+            times=windows.facts_of(row),
+            now=row["now"],
         )
 
 
@@ -171,7 +183,12 @@ def problems_of(message: Message, box: MailboxFacts | None) -> list[Problem]:
         return [Problem("mailbox", _no_such_mailbox(message.mailbox))]
     if box.status == "disabled":
         return [Problem("mailbox", f"is disabled ({box.status_reason}); connect it again or name another one")]
-    return [*_sender_problems(message, box), *_recipient_problems(message, box), *_draft_problems(message, box)]
+    return [
+        *_sender_problems(message, box),
+        *_recipient_problems(message, box),
+        *_draft_problems(message, box),
+        *windows.problems_of(message, box, box.now),
+    ]
 
 
 def _no_such_mailbox(name: MailboxName) -> str:
@@ -217,7 +234,8 @@ def is_external(address: Address, box: MailboxFacts) -> bool:
     return address_is_external(address, box.sender)
 
 
-def _this_user() -> str:
+def this_user() -> str:
+    """The system's user of this process: who is said to have done what nobody else is named for."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -10,8 +10,9 @@ from outtray.plan import Row
 COLUMNS = "m.looked, m.looks, m.look_at, m.look_handover, m.handover, m.draft IS NOT NULL AS has_draft"
 """What `sought` needs of the message `m`."""
 
-# With new credentials a mailbox may be looked into as it could not be before: the dispatcher plans looks anew. Locks
-# the unknown messages of a mailbox whose row is locked already; what somebody else holds is being written, and left.
+# With new credentials, scopes or IMAP settings a mailbox may be looked into as it could not be before: the dispatcher
+# plans looks anew. Locks the unknown messages of a mailbox whose row is locked already; what somebody else holds is
+# being written, and left.
 LOOK_ANEW = """
 UPDATE outtray.message m SET look_handover = NULL WHERE m.id IN (
     SELECT u.id FROM outtray.message u

@@ -33,6 +33,7 @@ from outtray.explain_reasons import (
     unknown,
     unreadable,
 )
+from outtray.explain_windows import windowed, with_window
 from outtray.plan import Plan, Row, rows
 from outtray_schema.errors import NotFound
 
@@ -63,16 +64,33 @@ def explain_mailbox(door: Door, mailbox: MailboxName = None) -> Plan[Explanation
         return replace(held, state=row["status"], details=(*held.details, *counts))
     message_id = yield from next_of(box.id)
     if message_id is None:
-        return idle(row, counts)
+        return with_window(row, idle(row, counts))
     following = yield from explain_message(door, message_id)
     return replace(following, state=row["status"], details=(f"next message: {message_id}", *counts, *following.details))
 
 
+def _following(door: Door, row: Row) -> Plan[Explanation]:
+    """A follower waits for the message before it, for that one's reason, unless it follows another itself."""
+    app_id = yield from door.app()
+    found = yield from rows(MESSAGE, id=row["follows"], app=app_id)
+    if not found:
+        return follows(row, None, None)
+    before = found[0]
+    waits = before["state"] == "queued" and before["due_at"] is None
+    return follows(row, before, None if waits else (yield from _explain(door, before)))
+
+
+def _unknown(door: Door, row: Row) -> Explanation | None:
+    return unknown(row, door.settings.settle_time, door.settings.attempts)
+
+
 def _explain(door: Door, row: Row) -> Plan[Explanation]:
-    settled = first(row, (ended, handing_over, lambda row: unknown(row, door.settings.settle_time), expired))
-    held = settled or first(row, (switched_off, mailbox_status, suppressed, follows))
+    settled = first(row, (ended, handing_over, lambda row: _unknown(door, row), expired))
+    held = settled or first(row, (switched_off, mailbox_status, suppressed))
     if held is not None:
         return held
+    if row["due_at"] is None:
+        return (yield from _following(door, row))
     limits = limits_of(row)
     if limits is None:
         return unreadable(row)
@@ -81,4 +99,5 @@ def _explain(door: Door, row: Row) -> Plan[Explanation]:
         ahead = yield from ahead_of(row)
         free = yield from fits_at(row, limits, ahead)
         answer = quota(row, free) or paced(row, limits, ahead) or turn(row, limits, ahead)
+    answer = windowed(row, answer)
     return replace(answer, details=(*answer.details, *taught(limits)))

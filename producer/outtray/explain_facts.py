@@ -21,8 +21,8 @@ _SWITCHES = """
            OR s.kind = 'tag' AND s.target IN (SELECT b.app_id::text || ':' || tag FROM unnest({tags}) AS tag)
         ORDER BY array_position(ARRAY['all', 'app', 'provider', 'tag'], s.kind), s.target) AS switches"""
 
-_MAILBOX = """t.now, b.id AS mailbox_id, b.provider, b.plan, b.limits, b.learned, b.status, b.status_reason,
-    b.status_at, b.parked_until, b.parked_reason, b.next_at, b.round_at, b.turn_until, b.turn_worker,
+_MAILBOX = """t.now, b.id AS mailbox_id, b.provider, b.plan, b.limits, b.learned, b.times AS mailbox_times, b.status,
+    b.status_reason, b.status_at, b.parked_until, b.parked_reason, b.next_at, b.round_at, b.turn_until, b.turn_worker,
     (SELECT max(p.beat_at) FROM outtray.process p WHERE p.role = 'worker') AS worker_at,
     (SELECT max(p.beat_at) FROM outtray.process p WHERE p.role = 'dispatcher') AS dispatcher_at"""
 
@@ -30,7 +30,8 @@ MESSAGE = f"""
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now)
 SELECT {_MAILBOX}, {_SWITCHES.format(tags="m.tags")},
     m.id, m.state, m.due_at, m.priority, m.attempt, m.failing_since, m.expires_at, m.recipients, m.external,
-    m.handed_at, m.handover_until, m.may_have_left, m.cancel_asked_at, m.reason, m.ended_at,
+    m.handed_at, m.handover_until, m.may_have_left, m.cancel_asked_at, m.reason, m.ended_at, m.times,
+    m.follows, m.follow_after, m.follow_from,
     coalesce(m.on_unknown, b.on_unknown, a.on_unknown) AS on_unknown,
     outtray.suppressed(m.app_id, m.id) AS suppressed, m.draft_end, {COLUMNS}
 FROM t, outtray.message m JOIN outtray.mailbox b ON b.id = m.mailbox_id JOIN outtray.app a ON a.id = m.app_id

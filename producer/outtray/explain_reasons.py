@@ -10,11 +10,13 @@ from typing import Literal
 from outtray.evidence import Sought, lines, sought
 from outtray.explain_facts import Ahead
 from outtray.plan import Row
+from outtray_schema.breaking import BREAKER
 from outtray_schema.consent import APP_REFUSED
 from outtray_schema.errors import InvalidMailbox
 from outtray_schema.learned import Learned
 from outtray_schema.ledger import Frees
 from outtray_schema.plans import Limits, effective_limits, with_learned
+from outtray_schema.times import Gap, read_times
 
 Who = Literal["nobody", "owner", "operator", "app developer"]
 
@@ -79,7 +81,7 @@ def handing_over(row: Row) -> Explanation | None:
     return Explanation("handing_over", "handing_over", reason, row["handover_until"])
 
 
-def unknown(row: Row, settle: timedelta) -> Explanation | None:
+def unknown(row: Row, settle: timedelta, attempts: int) -> Explanation | None:
     """Its handover has no outcome."""
     if row["state"] != "unknown":
         return None
@@ -90,6 +92,8 @@ def unknown(row: Row, settle: timedelta) -> Explanation | None:
         planning = Explanation("unknown", "unknown", f"{reason}; it is about to be looked for", row["now"])
         return _unless_gone(row, planning)
     if seen.finding == "no_way" and row["on_unknown"] == "resend" and row["cancel_asked_at"] is None:
+        if row["attempt"] >= attempts:
+            return _sought(row, seen, f"{reason}; it was sent {attempts} times, and its policy stops there", shown)
         again_at = max(row["handover_until"] + settle, row["now"])
         return Explanation("unknown", "unknown", f"{reason}; by its policy it is sent again", again_at, details=shown)
     return _sought(row, seen, f"{reason}; evidence is looked for" if seen.next_at else reason, shown)
@@ -157,11 +161,20 @@ def suppressed(row: Row) -> Explanation | None:
     return Explanation("queued", "suppressed", "one of its recipients is suppressed; its turn will cancel it")
 
 
-def follows(row: Row) -> Explanation | None:
-    """It is due once another one has ended."""
-    if row["due_at"] is not None:
-        return None
-    return Explanation("queued", "follows", "it waits for the end of the message before it in its sequence")
+def follows(row: Row, before: Row | None, theirs: Explanation | None) -> Explanation:
+    """It is due once the message before it has ended; `theirs` is why that one has not."""
+    if before is None or before["ended_at"] is not None:
+        reason = "the message before it has ended; the dispatcher is about to say when it is due"
+        return _unless_gone(row, Explanation("queued", "follows", reason))
+    states = {"handing_over": "is with the provider", "unknown": "is unknown: nobody can tell whether it left"}
+    doing = states.get(before["state"], "has not left yet")
+    reason = f"it follows message {row['follows']}, which {doing}"
+    then = f"then it waits {_span(row['follow_after'])}" if row["follow_after"] else "then it is due at once"
+    if theirs is None:
+        return Explanation("queued", "follows", reason, details=(then, f"outtray explain {row['follows']}"))
+    at = theirs.earliest and max(theirs.earliest + row["follow_after"], row["follow_from"] or theirs.earliest)
+    told = (f"that one: {theirs.reason}", *theirs.details, then)
+    return replace(theirs, state="queued", code="follows", reason=reason, earliest=at, details=told)
 
 
 def unreadable(row: Row) -> Explanation:
@@ -206,10 +219,16 @@ def _parked(row: Row) -> Explanation | None:
     until, reason = row["parked_until"], row["parked_reason"] or ""
     if until is None or until <= row["now"] or reason == "pace" or reason.startswith("quota: "):
         return None
+    if reason == "window":
+        words = f"its mailbox's window opens at {_clock(until)}"
+        return Explanation("queued", "window", words, until, limit="window")
     if reason.startswith("budget: "):
         name = reason.removeprefix("budget: ")
         words = f"the shared budget {name!r} is used up for now"
         return Explanation("queued", "budget", words, until, limit=f"budget {name}")
+    if reason.startswith(BREAKER):
+        cure = "nothing to do here: one message at a time probes it, and all go on once one was served"
+        return Explanation("queued", "breaker", f"its mailbox is parked: {reason}", until, details=(cure,))
     if reason.startswith(APP_REFUSED):
         cure = "give it a new secret: outtray provider-app set-secret NAME; nobody has to consent again"
         words = f"its mailbox waits for its OAuth client: {reason}"
@@ -258,16 +277,29 @@ def paced(row: Row, limits: Limits, ahead: Ahead) -> Explanation | None:
     until = _park_end(row)
     if until <= row["now"] or row["parked_reason"] != "pace":
         return None
+    gap = _gap(row)
+    if gap is not None:
+        reason = f"its mailbox keeps {gap} between two mails; {ahead.messages} message(s) are ahead of it"
+        return Explanation("queued", "gap", reason, until + ahead.messages * _apart(row, limits), limit="gap")
     own = limits.per_minute
     limit = "per_minute" if own else "the pace of its provider app"
     of = f"{own} a minute" if own else "its provider app's pace"
     reason = f"its mailbox keeps to {of}; {ahead.messages} message(s) are ahead of it"
-    return Explanation("queued", "pace", reason, until + ahead.messages * _apart(limits), limit=limit, allowed=own)
+    return Explanation("queued", "pace", reason, until + ahead.messages * _apart(row, limits), limit=limit, allowed=own)
 
 
-def _apart(limits: Limits) -> timedelta:
-    """The time between two messages of a mailbox at its pace."""
-    return timedelta(minutes=1) / limits.per_minute if limits.per_minute else timedelta(0)
+def _apart(row: Row, limits: Limits) -> timedelta:
+    """The least time between two messages of a mailbox, by its pace and its gap."""
+    gap = _gap(row)
+    paced = timedelta(minutes=1) / limits.per_minute if limits.per_minute else timedelta(0)
+    return max(paced, gap.least) if gap is not None else paced
+
+
+def _gap(row: Row) -> Gap | None:
+    try:
+        return read_times(row["mailbox_times"]).gap
+    except ValueError:
+        return None
 
 
 def _park_end(row: Row) -> datetime:
@@ -298,7 +330,7 @@ def _behind_a_park(row: Row) -> Explanation | None:
 def _in_line(row: Row, limits: Limits, ahead: Ahead, under_way: bool) -> Explanation:
     now = row["now"]
     if ahead.messages:
-        at = now + max(0, ahead.messages + 1 - limits.burst) * _apart(limits)
+        at = now + max(0, ahead.messages + 1 - limits.burst) * _apart(row, limits)
         return Explanation("queued", "behind", f"{ahead.messages} message(s) of its mailbox are ahead of it", at)
     if under_way:
         return Explanation("queued", "turn", "its mailbox's turn is under way", now)
@@ -354,6 +386,15 @@ def _of_draft(row: Row) -> tuple[str, ...]:
         "kept": "its draft could not be deleted: it is left to its person",
     }
     return (ends.get(row["draft_end"] or "", "its draft is about to be deleted"),)
+
+
+def _span(span: timedelta) -> str:
+    """`3 d 4 h`: whole units, none that is nothing."""
+    minutes, seconds = divmod(round(span.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = ((days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in units if number) or "0 s"
 
 
 def _words(limit: str) -> str:

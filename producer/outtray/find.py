@@ -23,7 +23,10 @@ MOST = 500
 
 _COLUMNS = """m.id, m.mailbox_id, m.state, m.due_at, m.priority, m.attempt, m.handover, m.created_at, m.ended_at,
     m.handed_at, m.handover_until, m.expires_at, m.may_have_left, m.cancel_asked_at, m.reason, m.evidence, m.tags,
-    m.provider_id, m.rfc_message_id, m.conversation_id, m.size, m.only_draft,
+    m.provider_id, m.rfc_message_id, m.conversation_id, m.size, m.only_draft, m.continues, m.follows, m.template,
+    (SELECT c.id FROM outtray.message c WHERE c.continues = m.id) AS continued_in,
+    ARRAY(SELECT r.result FROM outtray.recipient r WHERE r.message_id = m.id AND r.result IS NOT NULL ORDER BY r.n)
+        AS results,
     (SELECT b.provider FROM outtray.mailbox b WHERE b.id = m.mailbox_id) AS provider,
     (SELECT c.head FROM outtray.content c WHERE c.message_id = m.id) AS head"""
 
@@ -85,6 +88,8 @@ class RecipientView:
 
     role: str
     address: str = field(repr=False)
+    result: str | None = None
+    """What became of it, where its server took some recipients and refused others; None: as the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,14 @@ class MessageView:
     recipients: tuple[RecipientView, ...] = field(repr=False)
     subject: str = field(repr=False)
     metadata: Mapping[str, Any] = field(repr=False)
+    continues: UUID | None = None
+    """The message whose recipients, refused for now, this one goes on for."""
+    follows: UUID | None = None
+    """The message before it in its sequence."""
+    template: str | None = None
+    """The template that it was made from, as name@version."""
+    continued_in: UUID | None = None
+    """The message that goes on for recipients of this one."""
 
     @property
     def is_ended(self) -> bool:
@@ -262,7 +275,7 @@ def _view(door: Door, row: Row) -> MessageView:
         missing_ids=missing_ids(row),
         mode="draft" if row["only_draft"] else "send",
         sender=Address(head.sender, head.sender_name) if head else None,
-        recipients=_recipients(head),
+        recipients=_recipients(head, row["results"]),
         subject=head.subject if head else "",
         metadata=head.metadata if head else {},
     )
@@ -270,9 +283,14 @@ def _view(door: Door, row: Row) -> MessageView:
 
 _AS_STORED = (
     "id", "mailbox_id", "state", "due_at", "attempt", "handover", "created_at", "ended_at", "handed_at",
-    "handover_until", "expires_at", "may_have_left", "cancel_asked_at", "reason", "size", "provider",
+    "handover_until", "expires_at", "may_have_left", "cancel_asked_at", "reason", "size", "provider", "continues",
+    "continued_in", "follows", "template",
 )  # fmt: skip
 
 
-def _recipients(head: Head | None) -> tuple[RecipientView, ...]:
-    return tuple(RecipientView(role, address) for role, address in head.recipients) if head else ()
+def _recipients(head: Head | None, results: Sequence[str]) -> tuple[RecipientView, ...]:
+    """All of them have a result, or none has."""
+    if head is None:
+        return ()
+    said: Sequence[str | None] = results or [None] * len(head.recipients)
+    return tuple(RecipientView(*each, result) for each, result in zip(head.recipients, said, strict=True))

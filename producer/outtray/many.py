@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from outtray import refusals
 from outtray.door import Door
 from outtray.enqueue import Accepted, Answer, enqueue_all_or_none, enqueue_batch
 from outtray.plan import Plan
@@ -21,7 +22,8 @@ MOST_MESSAGES = 500
 MOST_BYTES = 8 * 1024 * 1024
 """Of text, html and attachments held in memory: a batch ends with the message that reaches it."""
 
-MessageInput = Message | Mapping[str, Any]
+MessageInput = Message | Mapping[str, Any] | InvalidMessage
+"""A message, its fields, or why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +80,29 @@ class _Batcher:
         self._batch: Batch = []
         self._index = 0
         self._bytes = 0
+        self._files: set[int] = set()
 
     def add(self, item: MessageInput) -> Batch | None:
         """Answers with a batch once it is full."""
         message = _parsed(item)
         self._batch.append((self._index, message))
         self._index += 1
-        self._bytes += _bytes_held(message) if isinstance(message, Message) else 0
+        self._bytes += self._bytes_held(message) if isinstance(message, Message) else 0
         return self.rest() if len(self._batch) >= MOST_MESSAGES or self._bytes >= MOST_BYTES else None
 
     def rest(self) -> Batch:
         batch, self._batch, self._bytes = self._batch, [], 0
+        self._files.clear()
         return batch
+
+    def _bytes_held(self, message: Message) -> int:
+        """What it adds: one file that many messages of the batch carry is held once."""
+        size = len(message.text or "") + len(message.html or "") + len(message.raw or "")
+        for each in message.attachments:
+            if each.content is not None and id(each.content) not in self._files:
+                self._files.add(id(each.content))
+                size += len(each.content)
+        return size
 
 
 def batches(items: Iterable[MessageInput]) -> Iterator[Batch]:
@@ -118,14 +131,9 @@ async def async_batches(items: Iterable[MessageInput] | AsyncIterable[MessageInp
 
 def _parsed(item: MessageInput) -> Message | InvalidMessage:
     try:
-        return item if isinstance(item, Message) else parse_message(item)
+        return item if isinstance(item, (Message, InvalidMessage)) else parse_message(item)
     except InvalidMessage as error:
-        return error
-
-
-def _bytes_held(message: Message) -> int:
-    attachments = sum(len(each.content) for each in message.attachments if each.content is not None)
-    return len(message.text or "") + len(message.html or "") + attachments
+        return refusals.RefusedInput(error, item) if isinstance(item, Mapping) else error
 
 
 class Tally:
@@ -147,6 +155,12 @@ class Tally:
             raise ManyRefused(self.result)
         if self._on_progress is not None:
             self._on_progress(Progress(self.result.accepted, len(self.result.refused), accepted))
+
+    def refuse(self, refused: Sequence[Refusal]) -> None:
+        """Refuse all before anything is stored, if there is anything to refuse. Raises `ManyRefused`."""
+        if refused:
+            self.result.refused += refused
+            raise ManyRefused(self.result)
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
@@ -170,4 +184,7 @@ def enqueue_one_batch(
         answers = yield from enqueue_batch(door, messages, remember)
     elif good and not bad:
         answers = yield from enqueue_all_or_none(door, messages, remember)
+    if remember:
+        told = [*((None, error) for _, error in bad), *zip(messages, answers, strict=False)]
+        yield from refusals.remember(door, (yield from door.app()), told)
     return sorted([*bad, *zip((index for index, _ in good), answers, strict=False)], key=lambda each: each[0])

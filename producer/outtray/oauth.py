@@ -69,7 +69,7 @@ FROM outtray.mailbox m WHERE m.id = %(mailbox)s
 # The following write a mailbox whose row is locked already. New credentials end every wait but one for a limit of ours.
 SET_CONSENT = """
 UPDATE outtray.mailbox m SET credentials = %(credentials)s, credentials_version = %(version)s, parks = 0,
-    provider_app = %(provider_app)s, scopes = %(scopes)s,
+    provider_app = %(provider_app)s, scopes = %(scopes)s, logins = NULL,
     status = CASE m.status WHEN 'paused' THEN 'paused' ELSE 'active' END,
     status_reason = CASE m.status WHEN 'paused' THEN m.status_reason END,
     status_at = CASE WHEN m.status IN ('paused', 'active') THEN m.status_at ELSE outtray.outtray_now() END,

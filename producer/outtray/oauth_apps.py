@@ -12,6 +12,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from outtray.door import Door
+from outtray.noting import note
 from outtray.plan import Begin, Commit, Plan, Row, rows
 from outtray_schema import bindings
 from outtray_schema.errors import NotFound, Problem, Refused, WrongState
@@ -123,6 +124,7 @@ def add(
     if problems:
         raise Refused(problems)
     app_id = yield from door.app()
+    yield Begin()
     added = yield from rows(
         ADD, name=name, provider=provider, owner=app_id if own else None, kind=kind, client_id=client_id,
         tenant=tenant or ("common" if provider == "microsoft" else None), secret=_sealed(door, name, 1, secret),
@@ -131,6 +133,8 @@ def add(
         raise Refused(
             Problem("name", f"there is a provider app {name!r} already; take another name, or set its secret")
         )
+    yield from note(door.actor, "provider app added", provider_app=name, provider=provider, kind=kind)
+    yield Commit()
     return (yield from get(door, name))
 
 
@@ -165,8 +169,12 @@ def change(
     problems = [Problem(key, "must be a whole number from 0 (no limit)") for key, n in paces.items() if not _is_pace(n)]
     if problems:
         raise Refused(problems)
-    if not (yield from rows(SET_PACE, name=name, app=(yield from door.app()), **paces)):
+    app_id = yield from door.app()
+    yield Begin()
+    if not (yield from rows(SET_PACE, name=name, app=app_id, **paces)):
         raise NotFound(f"there is no provider app {name!r}; see `outtray provider-app list`")
+    yield from note(door.actor, "provider app changed", provider_app=name, **paces)
+    yield Commit()
     return (yield from get(door, name))
 
 
@@ -189,6 +197,7 @@ def set_secret(door: Door, name: str, secret: str) -> Plan[ProviderApp]:
         raise NotFound(f"the provider app {name!r} has just been removed")
     version = locked[0]["secret_version"] + 1
     yield from rows(RENEW, name=name, version=version, secret=_sealed(door, name, version, secret))
+    yield from note(door.actor, "provider app renewed", provider_app=name)
     yield Commit()
     yield from _free(name)
     return (yield from get(door, name))
@@ -201,6 +210,7 @@ def remove(door: Door, name: str) -> Plan[None]:
     yield from rows(LEAVE, name=name)
     if not (yield from rows(REMOVE, name=name)):
         raise WrongState(f"{before.mailboxes} mailbox(es) log in by this provider app; disconnect or remove them first")
+    yield from note(door.actor, "provider app removed", provider_app=name)
     yield Commit()
 
 

@@ -15,7 +15,15 @@ from outtray.door import Door, MailboxFacts, MailboxName
 from outtray.find import own_id_in
 from outtray.plan import Plan, Row, rows
 from outtray_schema.answering import Original, compose, original_of_ours
-from outtray_schema.content import Answers, Head, open_body, open_chunk, open_head
+from outtray_schema.content import (
+    Answers,
+    Head,
+    open_body,
+    open_chunk,
+    open_file_chunk,
+    open_head,
+    put_together,
+)
 from outtray_schema.errors import InvalidMessage, Problem
 from outtray_schema.message import Message
 from outtray_schema.quoting import MOST
@@ -34,6 +42,7 @@ WHERE m.app_id = %(app)s AND (m.id = ANY(%(ids)s::uuid[])
 # Reads the frozen MIME of one message, whole or in its pieces; locks nothing.
 BODY = "SELECT c.body FROM outtray.content c WHERE c.message_id = %(id)s"
 CHUNKS = "SELECT k.n, k.data FROM outtray.content_chunk k WHERE k.message_id = %(id)s ORDER BY k.n"
+FILE = "SELECT k.n, k.data FROM outtray.attachment_chunk k WHERE k.attachment_id = %(id)s ORDER BY k.n"
 
 _NEVER_LEFT = {
     "failed": "has failed, so it never left",
@@ -85,7 +94,7 @@ def find_originals(
             # A server's queue ids come round again; who names one means the latest.
             row = max(matching, key=lambda row: (row["mailbox_id"] == box, row["id"]))
             readable = forward and row["state"] == "sent" and row["size"] <= MOST and row["head"] is not None
-            originals[box, name] = {**row, "mime": (yield from _mime(door, row["id"])) if readable else None}
+            originals[box, name] = {**row, "mime": (yield from _mime(door, row)) if readable else None}
     return originals
 
 
@@ -98,14 +107,22 @@ def _is_named(row: Row, name: UUID | str) -> bool:
     return row["id"] == _our_id(name) or name in (row["provider_id"], row["rfc_message_id"])
 
 
-def _mime(door: Door, message_id: UUID) -> Plan[bytes | None]:
+def _mime(door: Door, row: Row) -> Plan[bytes | None]:
+    message_id = row["id"]
     found = yield from rows(BODY, id=message_id)
     if not found:
         return None
     if found[0]["body"] is not None:
-        return open_body(door.vault, message_id, found[0]["body"])
-    chunks = yield from rows(CHUNKS, id=message_id)
-    return b"".join(open_chunk(door.vault, message_id, row["n"], row["data"]) for row in chunks)
+        around = open_body(door.vault, message_id, found[0]["body"])
+    else:
+        chunks = yield from rows(CHUNKS, id=message_id)
+        around = b"".join(open_chunk(door.vault, message_id, each["n"], each["data"]) for each in chunks)
+    apart = open_head(door.vault, message_id, row["head"]).apart
+    files = {}
+    for id in {each.attachment_id for each in apart}:
+        chunks = yield from rows(FILE, id=id)
+        files[id] = b"".join(open_file_chunk(door.vault, id, each["n"], each["data"]) for each in chunks)
+    return put_together(around, apart, files)
 
 
 def answer(door: Door, message: Message, box: MailboxFacts, originals: Originals) -> Answered:

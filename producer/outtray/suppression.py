@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -9,23 +10,34 @@ from uuid import UUID
 from outtray.cancel import CancelCounts, cancel_where
 from outtray.door import Door
 from outtray.find import MOST, Page
-from outtray.plan import Plan, Row, rows
+from outtray.noting import note
+from outtray.plan import Begin, Commit, Plan, Row, rows
 from outtray_schema import bindings
 from outtray_schema.address import parse_address
 from outtray_schema.errors import Problem, Refused
 
-# Puts an address on an app's list; a later reason takes the place of the first.
-SUPPRESS = """
-INSERT INTO outtray.suppression (app_id, address_index, address, reason)
-VALUES (%(app)s, %(index)s, %(address)s, %(reason)s)
-ON CONFLICT (app_id, address_index) DO UPDATE SET reason = excluded.reason
-RETURNING address_index
-"""
+MOST_REASON = 200
+"""Characters of a reason."""
 
 # Takes an address off an app's list.
 UNSUPPRESS = (
     "DELETE FROM outtray.suppression s WHERE s.app_id = %(app)s AND s.address_index = %(index)s RETURNING s.reason"
 )
+
+# Puts many addresses on an app's list. Those that are on it keep since when, and take the new reason.
+SUPPRESS_MANY = """
+INSERT INTO outtray.suppression (app_id, address_index, address, reason)
+SELECT DISTINCT ON (s.i) %(app)s, s.i, s.address, s.reason
+FROM unnest(%(indexes)b::bytea[], %(addresses)b::bytea[], %(reasons)b::text[]) AS s (i, address, reason) ORDER BY s.i
+ON CONFLICT (app_id, address_index) DO UPDATE SET reason = excluded.reason
+"""
+
+# Which of these addresses something waits for; locks nothing.
+AWAITED = """
+SELECT DISTINCT r.address_index FROM outtray.recipient r JOIN outtray.message m ON m.id = r.message_id
+WHERE r.address_index = ANY(%(indexes)b::bytea[]) AND m.app_id = %(app)b
+  AND m.state IN ('queued', 'handing_over', 'unknown')
+"""
 
 # Reads a page of an app's list, in the order of the blind indexes; locks nothing.
 LIST = """
@@ -48,21 +60,62 @@ def suppress(door: Door, address: str, reason: str) -> Plan[CancelCounts]:
 
     A message to several is cancelled whole. Those that a worker has just passed through its gate may still leave.
     """
-    if not 1 <= len(reason) <= 200:
-        raise Refused(Problem("reason", "has 1 to 200 characters, like unsubscribed or complaint"))
+    return (yield from _suppress(door, _checked([(address, reason)], numbered=False)))
+
+
+def suppress_many(door: Door, entries: Iterable[tuple[str, str]]) -> Plan[CancelCounts]:
+    """`suppress` for many pairs of address and reason: all of them in one transaction, or none if one is wrong.
+
+    Then what waits for them is cancelled. Raises `Refused` with every entry that is wrong, by its position from 0.
+    """
+    return (yield from _suppress(door, _checked(entries)))
+
+
+def _suppress(door: Door, emails: Sequence[tuple[str, str]]) -> Plan[CancelCounts]:
     app_id = yield from door.app()
-    email = parse_address(address).email
-    index = door.vault.blind_index(app_id, email)
-    sealed = door.vault.addresses.encrypt(email.encode(), bindings.suppression(app_id, index))
-    yield from rows(SUPPRESS, app=app_id, index=index, address=sealed, reason=reason)
-    return (yield from cancel_where(door, to=email, reason="suppressed"))
+    indexes = [door.vault.blind_index(app_id, email) for email, _ in emails]
+    sealed = [
+        door.vault.addresses.encrypt(email.encode(), bindings.suppression(app_id, index))
+        for (email, _), index in zip(emails, indexes, strict=True)
+    ]
+    yield Begin()
+    yield from rows(
+        SUPPRESS_MANY, app=app_id, indexes=indexes, addresses=sealed, reasons=[reason for _, reason in emails]
+    )
+    yield from note(door.actor, "suppressed", app=str(app_id), addresses=len(emails))
+    yield Commit()
+    awaited = {bytes(row["address_index"]) for row in (yield from rows(AWAITED, app=app_id, indexes=indexes))}
+    counts = CancelCounts()
+    for email in {email: None for (email, _), index in zip(emails, indexes, strict=True) if index in awaited}:
+        counts = counts.and_also((yield from cancel_where(door, to=email, reason="suppressed")))
+    return counts
+
+
+def _checked(entries: Iterable[tuple[str, str]], numbered: bool = True) -> list[tuple[str, str]]:
+    found, problems = [], []
+    for position, (address, reason) in enumerate(entries):
+        place = f"[{position}]." if numbered else ""
+        if not 1 <= len(reason) <= MOST_REASON:
+            problems.append(Problem(f"{place}reason", "has 1 to 200 characters, like unsubscribed or complaint"))
+        try:
+            found.append((parse_address(address).email, reason))
+        except Refused as error:
+            problems += [Problem(f"{place}address", each.reason) for each in error.problems]
+    if problems:
+        raise Refused(problems)
+    return found
 
 
 def unsuppress(door: Door, address: str) -> Plan[bool]:
     """Allow this address again; what was cancelled stays so. False: it was not on the list."""
     app_id = yield from door.app()
     index = door.vault.blind_index(app_id, parse_address(address).email)
-    return bool((yield from rows(UNSUPPRESS, app=app_id, index=index)))
+    yield Begin()
+    found = bool((yield from rows(UNSUPPRESS, app=app_id, index=index)))
+    if found:
+        yield from note(door.actor, "unsuppressed", app=str(app_id), addresses=1)
+    yield Commit()
+    return found
 
 
 def suppressions(door: Door, limit: int = 100, cursor: str | None = None) -> Plan[Page[Suppression]]:

@@ -10,6 +10,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+import idna
+
 from outtray_schema.errors import InvalidMessage, Problem
 
 _NAMED = re.compile(r"\s*(?P<name>.*?)\s*<\s*(?P<email>[^<>]*?)\s*>\s*", re.DOTALL)
@@ -17,10 +19,6 @@ _ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-\u00a1-\U0010ffff]+")
 _QUOTED = re.compile(r'"[ !#-\[\]-~]+"')
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _HEAD_SEPARATORS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-# The standard library knows IDNA 2003, which turns these into other, registrable domains (straße.de into strasse.de).
-# Browsers and registries follow IDNA 2008, where they stand for themselves (RFC 5894 7.2). Never guess a domain.
-_DEVIATIONS = frozenset("ßς\u200c\u200d")
 
 MAX_NAME = 256
 
@@ -148,9 +146,11 @@ def _is_dot_atom(local: str) -> bool:
 
 
 def _to_idna(domain: str) -> str:
+    """By IDNA 2008 with the mappings of UTS 46, as browsers and registries have it: straße.de is not strasse.de.
+
+    The standard library knows IDNA 2003 only, which would turn the one into the other (RFC 5894 7.2).
+    """
     try:
-        if _DEVIATIONS.isdisjoint(domain):
-            return domain.encode("idna").decode("ascii")
-    except UnicodeError:
-        pass
-    raise ValueError(f"{domain!r} has no certain ASCII form; write the domain in its xn-- form")
+        return idna.encode(domain, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        raise ValueError(f"{domain!r} is no domain name in any script (IDNA 2008); check its letters") from None

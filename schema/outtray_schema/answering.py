@@ -138,7 +138,10 @@ def original_of_ours(head: Head, rfc_message_id: str | None, mime: bytes | None 
     )
 
 
-_ASKED = ("to", "cc", "bcc", "reply_to", "subject", "headers", "importance", "request_read_receipt", "answering")
+_ASKED = (
+    "to", "cc", "bcc", "reply_to", "subject", "headers", "importance", "request_read_receipt", "answering",
+    "recipient_policy", "unsubscribe_url", "unsubscribe_mailto",
+)  # fmt: skip
 
 
 def asked_of(message: Message, original: UUID | str, headers: int, date: datetime) -> dict[str, Any]:
@@ -160,6 +163,14 @@ def message_asked(asked: Mapping[str, Any], mime: bytes | None = None) -> Messag
         fields[name] = [Address(email, display) for email, display in fields[name]]
     text, html, files = quoting.parts_of(mime) if mime is not None else ("", None, ())
     return Message(**fields, reply_to_message=_reference(asked), text=text, html=html, attachments=files)
+
+
+def follower_asked(asked: Mapping[str, Any], subject: str) -> Message:
+    """A follower that answers nobody; `subject` is what it is called where it asked for none."""
+    fields = dict(asked["fields"])
+    for name in ("to", "cc", "bcc", "reply_to"):
+        fields[name] = [Address(email, display) for email, display in fields[name]]
+    return Message(**(fields | {"subject": fields["subject"] or base_subject(subject), "text": ""}))
 
 
 def _reference(asked: Mapping[str, Any]) -> UUID | str:

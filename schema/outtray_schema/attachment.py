@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import mimetypes
 import os
 import re
 import stat
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from outtray_schema.address import refuse_control_characters
 from outtray_schema.errors import InvalidMessage, Problem
+from outtray_schema.media_type import BEGINNING, UNKNOWN, media_type
 
 _PARAMETER = r"""\s*;\s*[A-Za-z0-9!#$&^_.+-]+=(?:[A-Za-z0-9!#$&^_.+-]+|"[ !#-\[\]-~]*")"""
 _CONTENT_TYPE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(?:{_PARAMETER})*")
@@ -28,9 +30,9 @@ _PIECE = 57 * 4096
 class Attachment:
     """A file that travels with a message. Raises `InvalidMessage` naming every field that is wrong.
 
-    Give either `content` (bytes) or `path` (read when the message is enqueued, never held whole). `content_type` is
-    guessed from the file's name if it is left out. With `inline_id="logo"` it is an image that the html shows by
-    `<img src="cid:logo">`.
+    Give either `content` (bytes) or `path` (read when the message is enqueued, never held whole). `content_type`
+    follows from the file's name and its first bytes if it is left out (`media_type`). With `inline_id="logo"` it is an
+    image that the html shows by `<img src="cid:logo">`.
     """
 
     filename: str = field(repr=False)
@@ -38,6 +40,7 @@ class Attachment:
     path: Path | None = field(default=None, repr=False, kw_only=True)
     content_type: str | None = field(default=None, kw_only=True)
     inline_id: str | None = field(default=None, kw_only=True)
+    _digest: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []
@@ -71,11 +74,37 @@ class Attachment:
                 yield piece
 
     def digest(self) -> bytes:
-        """SHA-256 of its bytes. Raises `OSError`."""
-        digest = hashlib.sha256()
-        for piece in self.read():
-            digest.update(piece)
-        return digest.digest()
+        """SHA-256 of its bytes; reckoned once for bytes, and for a file while it stays as it is. Raises `OSError`."""
+        if self.path is not None:
+            return digest_of_file(self.path, self.read)
+        if self._digest is None:
+            object.__setattr__(self, "_digest", hashlib.sha256(self.content or b"").digest())
+        return self._digest  # type: ignore[return-value]
+
+
+_SETTLED = 2.0
+"""Seconds after its last change from which a file's stamps tell its content: within one tick of its file system a
+second change leaves the same stamps (git's documentation calls such an entry racy, 2026-11)."""
+
+_digests: OrderedDict[tuple[object, ...], bytes] = OrderedDict()
+_DIGESTS = 256
+
+
+def digest_of_file(path: Path, read: Callable[[], Iterator[bytes]]) -> bytes:
+    """SHA-256 of a file: thousands of messages that attach it have it read once. Raises `OSError`."""
+    status = path.stat()
+    stamps = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if (known := _digests.get(stamps)) is not None:
+        return known
+    settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED
+    digest = hashlib.sha256()
+    for piece in read():
+        digest.update(piece)
+    if settled:
+        _digests[stamps] = digest.digest()
+        while len(_digests) > _DIGESTS:
+            _digests.popitem(last=False)
+    return digest.digest()
 
 
 def attachment_from_json(fields: Mapping[str, Any], *, paths: bool) -> Attachment:
@@ -151,14 +180,29 @@ def _checked_content(attachment: Attachment) -> bytes | None:
 def _checked_content_type(attachment: Attachment) -> str:
     given: object = attachment.content_type
     if given is None:
-        guessed = mimetypes.guess_type(attachment.filename)[0] if isinstance(attachment.filename, str) else None
-        return guessed if guessed and not _is_composite(guessed) else "application/octet-stream"
+        if not isinstance(attachment.filename, str):
+            return UNKNOWN
+        found = media_type(attachment.filename, _beginning(attachment))
+        return UNKNOWN if _is_composite(found) else found
     if not isinstance(given, str) or len(given) > 200 or not _CONTENT_TYPE.fullmatch(given):
         raise ValueError("must be a media type like application/pdf")
     # RFC 2046 5.2.1 forbids base64 on these, and without it their lines could not be kept as they are.
     if _is_composite(given):
         raise ValueError("multipart and message types cannot be attached as they are; use application/octet-stream")
     return given
+
+
+def _beginning(attachment: Attachment) -> bytes:
+    """Its first bytes, as far as they can be read now."""
+    content: object = attachment.content
+    try:
+        if attachment.path is not None:
+            if not isinstance(attachment.path, Path) or not attachment.path.is_file():  # a FIFO would hang
+                return b""
+            return next(iter(attachment.read()), b"")[:BEGINNING]
+        return bytes(content[:BEGINNING]) if isinstance(content, (bytes, bytearray, memoryview)) else b""
+    except (OSError, ValueError, AttributeError):  # the field's own check says what is wrong
+        return b""
 
 
 def _is_composite(content_type: str) -> bool:

@@ -24,6 +24,16 @@ def chunk(message_id: UUID, n: int) -> str:
     return f"content_chunk.data:{message_id}:{n}"
 
 
+def attachment(attachment_id: UUID, n: int) -> str:
+    """`outtray.attachment_chunk.data`, content ring."""
+    return f"attachment_chunk.data:{attachment_id}:{n}"
+
+
+def template(app_id: UUID, name: str, version: int) -> str:
+    """`outtray.template.source`, content ring."""
+    return f"template:{app_id}:{name}:{version}"
+
+
 def recipient(message_id: UUID, n: int) -> str:
     """`outtray.recipient.address`, addresses ring."""
     return f"recipient:{message_id}:{n}"

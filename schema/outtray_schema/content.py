@@ -5,6 +5,11 @@ body is the frozen MIME: up to 1 MiB in one piece beside the head, above that in
 so that no process ever holds a large message whole. The body's hash is keyed (a plain one would tell who guesses the
 content that he is right) and is what shows that a chunk is missing at the end.
 
+A file that many messages carry is stored once, apart from all of them (`outtray.attachment`): base64 in chunks of
+1 MiB. Then the body is the MIME around it, and the head says where the file stands and how large it is, so the frozen
+bytes are the same at every attempt, whatever later releases do otherwise. The head is sealed, and so is each chunk for
+its own place: what is read in the end is what was frozen, or nothing.
+
 A message that answers one which is not known yet is stored as it was asked for (`Head.asked`): its MIME is complete but
 for what follows from that other message, and is made final once, before its first gate. Its own headers are then a
 chunk by themselves, so that a large body need not be written again for them.
@@ -15,16 +20,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from outtray_schema import bindings
 from outtray_schema.address import Address
 from outtray_schema.errors import CannotOpen
 from outtray_schema.message import Answering, Message, Role
-from outtray_schema.mime import FrozenMime
+from outtray_schema.mime import Apart, FrozenMime
 from outtray_schema.vault import Vault
 
 CHUNK = 1024 * 1024
@@ -38,6 +43,10 @@ class Answers:
     answering: Answering
     message_id: str | None
     conversation_id: str | None
+
+
+Form = Literal["raw", "invitation"]
+"""`raw`: the app's own bytes, to which nothing is added. Neither form can be expressed but in MIME."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,11 @@ class Head:
     answers: Answers | None = None
     asked: Mapping[str, Any] | None = field(default=None, repr=False)
     """What it was asked to be, while that is not final (`answering.asked_of`). It may not be handed over so."""
+    apart: tuple[Apart, ...] = ()
+    """The files of it that are stored apart, in their order."""
+    form: Form | None = None
+    partial: bool = False
+    """Whom the server refuses does not keep it from the others (`recipients="accepted"`)."""
 
     @classmethod
     def of(
@@ -65,6 +79,7 @@ class Head:
         sender: Address,
         answers: Answers | None = None,
         asked: Mapping[str, Any] | None = None,
+        apart: tuple[Apart, ...] = (),
     ) -> Head:
         """The head of a message that `sender` sends. Its recipients are numbered as they stand here."""
         recipients = tuple((each.role, each.address.email) for each in message.recipients)
@@ -80,6 +95,9 @@ class Head:
             message.references or ((message.in_reply_to,) if message.in_reply_to else ()),
             answers,
             asked,
+            apart=apart,
+            form="raw" if message.raw is not None else "invitation" if message.invitation is not None else None,
+            partial=message.recipient_policy == "accepted",
         )
 
     def addresses(self, role: Role) -> tuple[Address, ...]:
@@ -97,7 +115,9 @@ class Head:
         fields: list[Any] = [self.sender, self.sender_name, self.recipients, self.subject, self.metadata]
         if more := self._more():
             fields.append(more)
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+        # The release before would send it without its files: this shape it cannot read, and so it tries again later.
+        shape = {"apart": fields} if self.apart else fields
+        return json.dumps(shape, ensure_ascii=False, separators=(",", ":")).encode()
 
     def _more(self) -> dict[str, Any]:
         """What most messages have nothing of, by name."""
@@ -107,13 +127,17 @@ class Head:
             "references": self.references,
             "answers": astuple(self.answers) if self.answers else None,
             "asked": self.asked,
+            "partial": self.partial,
+            "apart": [(each.at, str(each.attachment_id), each.size) for each in self.apart],
+            "form": self.form,
         }
         return {name: value for name, value in more.items() if value}
 
     @classmethod
     def from_json(cls, text: bytes) -> Head:
         # Further fields are appended, so that old and new processes read each other's heads during a deploy.
-        sender, sender_name, recipients, subject, metadata, *rest = json.loads(text)
+        read = json.loads(text)
+        sender, sender_name, recipients, subject, metadata, *rest = read["apart"] if isinstance(read, dict) else read
         more = rest[0] if rest else {}
         return cls(
             sender,
@@ -126,6 +150,9 @@ class Head:
             tuple(more.get("references", ())),
             Answers(*more["answers"]) if "answers" in more else None,
             more.get("asked"),
+            apart=tuple(Apart(at, UUID(file), size) for at, file, size in more.get("apart", ())),
+            form=more.get("form"),
+            partial=more.get("partial", False),
         )
 
 
@@ -144,10 +171,11 @@ class SealedContent:
 
 
 def sealed_content(vault: Vault, message_id: UUID, head: Head, mime: FrozenMime) -> SealedContent:
-    """Seal a message's content for its rows. While it is not final, its own headers are the first chunk."""
+    """Seal a message's content for its rows, all but the files apart. While it is not final, its own headers are the
+    first chunk."""
     sealed_head = vault.content.encrypt(head.to_json(), bindings.head(message_id))
     body_hash = vault.keyed_hash(message_id, "body", mime.hash)
-    if mime.size > CHUNK:
+    if mime.around > CHUNK:
         first = mime.headers if head.asked else CHUNK
         return SealedContent(sealed_head, None, body_hash, lambda: _sealed_chunks(vault, message_id, mime, first))
     body = vault.content.encrypt(b"".join(mime.pieces()), bindings.body(message_id))
@@ -172,8 +200,31 @@ def open_chunk(vault: Vault, message_id: UUID, n: int, blob: bytes) -> bytes:
     return vault.content.decrypt(blob, bindings.chunk(message_id, n))
 
 
+def sealed_file(vault: Vault, attachment_id: UUID, pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """`(n, data)` of a file stored apart, from its base64, sealed as they are asked for."""
+    for n, chunk in enumerate(_rechunked(pieces, CHUNK)):
+        yield n, vault.content.encrypt(chunk, bindings.attachment(attachment_id, n))
+
+
+def open_file_chunk(vault: Vault, attachment_id: UUID, n: int, blob: bytes) -> bytes:
+    """The `n`-th piece of a file stored apart. Raises `CannotOpen`, or `UnknownKey` if this process lacks the key."""
+    return vault.content.decrypt(blob, bindings.attachment(attachment_id, n))
+
+
+def put_together(around: bytes, apart: Sequence[Apart], files: Mapping[UUID, bytes]) -> bytes:
+    """The frozen MIME, whole in memory. Raises `CannotOpen` where a file is not all that was frozen."""
+    pieces, done = [], 0
+    for each in apart:
+        file = files.get(each.attachment_id, b"")
+        if len(file) != each.size:
+            raise CannotOpen("content", "a file of it is not complete")
+        pieces += [around[done : each.at], file]
+        done = each.at
+    return b"".join([*pieces, around[done:]])
+
+
 class BodyCheck:
-    """Adds up the pieces of a streamed body and says at its end whether they are all that was frozen."""
+    """Adds up the pieces of a streamed body, less its files apart, and says at the end whether they are all of it."""
 
     def __init__(self, vault: Vault, message_id: UUID, body_hash: bytes) -> None:
         self._vault = vault

@@ -5,18 +5,24 @@ They raise `ValueError` with the cure, or `Refusal` where several items of one f
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 from uuid import UUID
 
 from outtray_schema.address import Address, checked_email, parse_address, refuse_control_characters
 from outtray_schema.attachment import Attachment, attachment_from_json
 from outtray_schema.errors import InvalidMessage, Problem
+from outtray_schema.invitation import checked_invitation
+from outtray_schema.raw import checked_raw
 from outtray_schema.settings import parse_duration
+from outtray_schema.windows import Window, parse_window
 
 _MESSAGE_ID = re.compile(r"<[!-;=?-~]{1,900}>")
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,76}")
@@ -24,6 +30,8 @@ _OUR_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # Without what would mean something in a URL: ids of Graph are base64 in its URL-safe form, or with + / and = (ids of
 # items in Outlook, docs, 2026-11).
 _PROVIDER_ID = re.compile(r"[A-Za-z0-9+/=_-]{4,900}")
+_HTTPS = re.compile(r"https://[A-Za-z0-9.\[\]:-]+(?:[/?#][!#-;=?-Z\[\]_a-z~]*)?")
+_URI_REST = re.compile(r"(?:\?[!#-;=?-Z_a-z~]+)?")
 _SURROGATE = re.compile("[\x00\ud800-\udfff]")
 
 # PROVIDERS 6 and RFC 5322 3.6: what says who wrote to whom, when and how is ours or has a field of its own.
@@ -32,8 +40,12 @@ _OWN_FIELD = {
     "in-reply-to": "in_reply_to", "references": "references", "date": "send_at", "importance": "importance",
     "x-priority": "importance", "disposition-notification-to": "request_read_receipt",
 }  # fmt: skip
-_RESERVED = frozenset({"sender", "message-id", "received", "return-path", "mime-version", "authentication-results"})
-_RESERVED_PREFIXES = ("content-", "dkim-", "resent-", "arc-", "received-")
+_RESERVED = frozenset({
+    "sender", "message-id", "received", "return-path", "mime-version", "authentication-results", "delivered-to",
+    "domainkey-signature", "x-google-original-message-id",
+})  # fmt: skip
+# Our own among them: the key by which a copy is found (`OUTTRAY_KEY_HEADER`).
+_RESERVED_PREFIXES = ("content-", "dkim-", "resent-", "arc-", "received-", "x-outtray-")
 
 MAX_HEADERS = 50
 MAX_METADATA = 4096
@@ -111,6 +123,73 @@ def headers(value: Any) -> dict[str, str]:
     if problems:
         raise Refusal(problems)
     return found
+
+
+def raw(value: Any) -> bytes | None:
+    """A whole mail, as bytes."""
+    if value is None:
+        return None
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise ValueError('must be bytes: Path("mail.eml").read_bytes(); in JSON, base64')
+    return checked_raw(bytes(value))
+
+
+def from_base64(text: str) -> bytes:
+    """Raises `InvalidMessage`."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidMessage(Problem("raw", "must be base64 without line breaks")) from None
+
+
+def invitation(value: Any) -> str | None:
+    """iCalendar text with a METHOD."""
+    if value is None:
+        return None
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        try:
+            value = bytes(value).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError("must be UTF-8, as iCalendar is (RFC 5545 3.1.4)") from None
+    return checked_invitation(_text(value))
+
+
+def unsubscribe_url(value: Any) -> str | None:
+    """Where one click unsubscribes (RFC 8058): https alone."""
+    if value is None:
+        return None
+    text = _text(value)
+    if not _HTTPS.fullmatch(text) or len(text) > MAX_TOKEN:
+        raise ValueError(
+            f"must be an https URL of at most {MAX_TOKEN} ASCII characters, as RFC 8058 asks: "
+            "https://example.com/unsubscribe?token=abc; write others percent-encoded"
+        )
+    return text
+
+
+def unsubscribe_mailto(value: Any) -> str | None:
+    """Whereto an empty mail unsubscribes: an address, or a whole mailto URI. In the form of a URI."""
+    if value is None:
+        return None
+    text = _text(value)
+    address_, question, rest = text.removeprefix("mailto:").partition("?")
+    checked = checked_email(unquote(address_) if text.startswith("mailto:") else address_)
+    if not checked.isascii() or not _URI_REST.fullmatch(question + rest) or len(text) > MAX_TOKEN:
+        raise ValueError("must be an address, or like mailto:leave@example.com?subject=abc, in ASCII")
+    return f"mailto:{quote(checked, safe='@+')}{question}{rest}"
+
+
+def unsubscribe_at_odds(own: Mapping[str, str], by_field: str | None) -> list[Problem]:
+    """What is wrong about List-Unsubscribe: given twice, or the one click without where it goes to."""
+    lower = {name.lower(): value for name, value in own.items()}
+    names = [name for name in own if name.lower() in ("list-unsubscribe", "list-unsubscribe-post")]
+    if by_field:
+        return [Problem(f"headers[{name}]", "follows from unsubscribe_url; leave one of the two out") for name in names]
+    if "list-unsubscribe-post" in lower and not re.fullmatch(
+        r"[^<]*(<mailto:[^>]*>,\s*)?<https://[^>]+>(\s*,\s*<mailto:[^>]*>)?", lower.get("list-unsubscribe", "")
+    ):
+        return [Problem("headers[List-Unsubscribe-Post]", "needs one https URI beside it; use unsubscribe_url")]
+    return []
 
 
 def is_message_id(text: str) -> bool:
@@ -209,10 +288,19 @@ def mailbox(value: Any) -> UUID | str | None:
         raise ValueError("must be a mailbox's id or address") from None
 
 
+def window(value: Any) -> Window | None:
+    """The local hours at which something may leave."""
+    return None if value is None else parse_window(value)
+
+
 def yes_or_no(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
     return value
+
+
+def yes_no_or_neither(value: Any) -> bool | None:
+    return None if value is None else yes_or_no(value)
 
 
 def message_reference(value: Any) -> UUID | str | None:

@@ -15,12 +15,13 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, ValidationError
 
-from outtray_schema import door
+from outtray_schema import door, raw, sequence
 from outtray_schema.address import Address, normalise_address
 from outtray_schema.attachment import Attachment
 from outtray_schema.errors import InvalidMessage, Problem
+from outtray_schema.windows import Window
 
 __all__ = [
     "PRIORITIES",
@@ -83,6 +84,16 @@ class MessageFields(TypedDict, total=False):
     mode: Literal["send", "draft"]
     reply_to_message: UUID | str | None
     answering: Answering
+    window: Window | str | Mapping[str, Any] | None
+    recipients: Literal["all", "accepted"]
+    follows: UUID | str | None
+    after: timedelta | str
+    on_predecessor: Mapping[str, str] | str
+    thread: bool | None
+    raw: bytes | None
+    invitation: str | bytes | None
+    unsubscribe_url: str | None
+    unsubscribe_mailto: str | None
 
 
 _Addresses = Annotated[tuple[Address, ...], PlainValidator(door.addresses)]
@@ -113,6 +124,19 @@ class Message(BaseModel):
       provider's id or the Message-ID with its angle brackets. What is left out then follows from that message: `to` of
       an answer, and `subject`.
     - `answering`: `reply`, `reply_all`, or `forward`, which quotes it and carries its attachments.
+    - `window`: the local hours at which it may leave, inside its mailbox's own: `"mon-fri 09:00-17:30 Europe/Berlin"`.
+    - `recipients`: by SMTP a server may refuse single recipients. `all`: then nobody receives it. `accepted`: the
+      others do, and for those refused for now another message goes on. Once it is a message, `recipients` is who
+      receives it.
+    - `follows`: the message before it in a sequence, by id or idempotency key. It is due `after` that one's end, not
+      before `send_at`; who receives it follows from that one if `to` is left out.
+    - `on_predecessor`: `{"failed": "go_on"}`: what to do after each of that one's ends, `cancel` or `go_on`. Default:
+      cancel with it; go on after *sent*, and *drafted*.
+    - `thread`: whether it answers the message before it, as a reply in its thread does. Default: where it can.
+    - `unsubscribe_url` (https), `unsubscribe_mailto`: for List-Unsubscribe, with one click (RFC 8058).
+    - `invitation`: iCalendar text with a METHOD, shown as an invitation, with the answers that it asks for.
+    - `raw`: a whole mail as bytes, sent as they are; sender, `to`, `cc` and subject follow from it. Who it goes to may
+      be given instead, and `bcc` beside it. docs/mime.md says what each provider does to it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
@@ -143,11 +167,25 @@ class Message(BaseModel):
     mode: Literal["send", "draft"] = "send"
     reply_to_message: Annotated[UUID | str | None, PlainValidator(door.message_reference)] = None
     answering: Answering = "reply"
+    window: Annotated[Window | None, PlainValidator(door.window)] = None
+    recipient_policy: Literal["all", "accepted"] = Field("all", alias="recipients")
+    follows: Annotated[UUID | str | None, PlainValidator(sequence.predecessor)] = None
+    after: Annotated[timedelta, PlainValidator(sequence.delay)] = timedelta(0)
+    on_predecessor: Annotated[dict[str, sequence.Choice], PlainValidator(sequence.on_predecessor)] = Field(
+        default_factory=dict
+    )
+    thread: Annotated[bool | None, PlainValidator(door.yes_no_or_neither)] = None
+    raw: Annotated[bytes | None, PlainValidator(door.raw)] = None
+    invitation: Annotated[str | None, PlainValidator(door.invitation)] = None
+    unsubscribe_url: Annotated[str | None, PlainValidator(door.unsubscribe_url)] = None
+    unsubscribe_mailto: Annotated[str | None, PlainValidator(door.unsubscribe_mailto)] = None
+
+    _rendered_from: str | None = PrivateAttr(None)
 
     def __init__(self, **fields: Unpack[MessageFields]) -> None:
         problems: list[Problem] = []
         try:
-            super().__init__(**fields)
+            super().__init__(**raw.completed(fields))
         except ValidationError as error:
             problems = [problem for item in error.errors(include_url=False) for problem in _problems(item)]
         problems += _missing(fields if problems else self.__dict__)
@@ -161,6 +199,16 @@ class Message(BaseModel):
         return f"Message({len(self.recipients)} recipients, {len(self.attachments)} attachments)"
 
     __str__ = __repr__
+
+    @property
+    def rendered_from(self) -> str | None:
+        """The template that it was made from, as name@version."""
+        return self._rendered_from
+
+    def made_from(self, template: str) -> Message:
+        """The same message, which remembers its template."""
+        self._rendered_from = template
+        return self
 
     @cached_property
     def recipients(self) -> tuple[Recipient, ...]:
@@ -183,7 +231,11 @@ class Message(BaseModel):
         problems = []
         if len(self.recipients) > MAX_RECIPIENTS:
             problems.append(Problem("to", f"a message has at most {MAX_RECIPIENTS} recipients; send several"))
-        problems += self._answer_at_odds()
+        problems += self._answer_at_odds() + sequence.problems_of_sequence(self) + self._form_at_odds()
+        if self.raw is not None and self.recipient_policy == "accepted":
+            problems.append(
+                Problem("recipients", "of a raw mail are all or none: accepted needs a header of ours in it")
+            )
         if self.send_at and self.expires_at and self.expires_at <= self.send_at:
             problems.append(Problem("expires_at", "must be later than send_at"))
         inline = [each.inline_id for each in self.attachments if each.inline_id is not None]
@@ -191,6 +243,15 @@ class Message(BaseModel):
             problems.append(Problem("attachments", f"inline_id needs html that shows it by cid:{inline[0]}"))
         if len(set(inline)) < len(inline):
             problems.append(Problem("attachments", "each inline_id may stand once"))
+        return problems
+
+    def _form_at_odds(self) -> list[Problem]:
+        """What a raw mail, an invitation and the headers of a list do not go together with."""
+        if self.raw is not None:
+            return raw.problems_of_raw(self)
+        problems = door.unsubscribe_at_odds(self.headers, self.unsubscribe_url or self.unsubscribe_mailto)
+        if self.invitation is not None and self.answering == "forward":
+            problems.append(Problem("invitation", "cannot be added to a forward; send it as a message of its own"))
         return problems
 
     def _answer_at_odds(self) -> list[Problem]:
@@ -212,19 +273,26 @@ def parse_message(fields: object, *, paths: bool = False) -> Message:
         raise InvalidMessage(Problem("message", 'must be an object like {"to": "ann@example.com", "subject": "Hello"}'))
     taken: dict[str, Any] = dict(fields)
     if isinstance(attachments := taken.get("attachments"), (list, tuple)):
-        taken["attachments"] = [door.FromJson(each, paths) for each in attachments]
+        taken["attachments"] = [
+            each if isinstance(each, Attachment) else door.FromJson(each, paths) for each in attachments
+        ]
+    if isinstance(taken.get("raw"), str):
+        taken["raw"] = door.from_base64(taken["raw"])
     return Message(**taken)
 
 
 def _missing(fields: Mapping[str, Any]) -> list[Problem]:
     problems = []
     answers = fields.get("reply_to_message") is not None
+    follows = answers or fields.get("follows") is not None
     forwards = answers and fields.get("answering") == "forward"
-    if not any(fields.get(role) for role in ("to", "cc", "bcc")) and (forwards or not answers):
+    if not any(fields.get(role) for role in ("to", "cc", "bcc")) and (forwards or not follows):
         problems.append(Problem("to", "a message needs at least one recipient in to, cc or bcc"))
     if forwards:
         return problems
-    if fields.get("text") is None and fields.get("html") is None and not fields.get("attachments"):
+    if not any(fields.get(name) is not None for name in ("text", "html", "raw", "invitation")) and not fields.get(
+        "attachments"
+    ):
         problems.append(Problem("text", 'a message needs text, html or attachments; text="" makes an empty one'))
     return problems
 
@@ -241,6 +309,6 @@ def _problems(item: Any) -> list[Problem]:
 
 
 def _unknown_field(name: str) -> str:
-    known = [field.removesuffix("_") for field in Message.model_fields]
+    known = [field.alias or name for name, field in Message.model_fields.items()]
     close = difflib.get_close_matches(name, known, n=1)
     return "is no field of a message" + (f"; did you mean {close[0]}?" if close else "")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email import policy
@@ -19,12 +19,17 @@ from email.header import Header
 from email.message import EmailMessage
 from email.utils import format_datetime
 from functools import lru_cache
+from types import MappingProxyType
+from urllib.parse import quote
 from uuid import UUID
 
 from outtray_schema.address import Address, refuse_control_characters
 from outtray_schema.attachment import Attachment
 from outtray_schema.errors import InvalidMessage, Problem
+from outtray_schema.invitation import method_of, summary_of
 from outtray_schema.message import Message
+from outtray_schema.plaintext import text_of_html
+from outtray_schema.raw import missing_headers
 
 PIECE = 1024 * 1024
 """Bytes that one piece of a frozen message has at most."""
@@ -41,8 +46,8 @@ PROVIDER_SIZE = {
 MAX_LINE = 998
 """Octets of a line without its CRLF (RFC 5322 2.1.1)."""
 
-_WHOLE = 512 * 1024
-"""Attachments up to this many bytes in all are encoded once and kept; above it they are read at every pass."""
+_WHOLE = 700 * 1024
+"""Attachments up to this many bytes of base64 in all are encoded once and kept; above it they are read each time."""
 
 _POLICY = policy.SMTP.clone(max_line_length=MAX_LINE)
 _COLUMNS = 78
@@ -58,8 +63,20 @@ _NEWLINE = re.compile(r"\r\n|\r")
 
 
 @dataclass(frozen=True, slots=True)
+class Apart:
+    """A file that is stored apart from the message, as base64: `size` bytes, after `at` bytes of the MIME around."""
+
+    at: int
+    attachment_id: UUID
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class FrozenMime:
-    """A message's bytes: `size` in bytes, `hash` (SHA-256), and `pieces`, which starts anew at each call."""
+    """A message's bytes: `size` in bytes, `hash` (SHA-256), and `pieces`, which starts anew at each call.
+
+    `hash` and `pieces` are of what is stored with the message: of all of it but the files `apart`.
+    """
 
     size: int
     hash: bytes
@@ -68,23 +85,57 @@ class FrozenMime:
     headers: int = 0
     """How many of its bytes at the beginning are its own headers, as `header_block` writes them: who, whom, about what.
     What follows, beginning with Content-Type, does not depend on them."""
+    apart: tuple[Apart, ...] = ()
+
+    @property
+    def around(self) -> int:
+        """Bytes of `pieces`."""
+        return self.size - sum(each.size for each in self.apart)
 
 
-def freeze(message: Message, *, sender: Address, rfc_message_id: str, date: datetime) -> FrozenMime:
+def freeze(
+    message: Message,
+    *,
+    sender: Address,
+    rfc_message_id: str,
+    date: datetime,
+    stored: Mapping[int, tuple[UUID, int]] = MappingProxyType({}),
+) -> FrozenMime:
     """Write a message as MIME, once for all its attempts.
 
-    `sender` is who stands in From, `date` aware. Bcc is never in the bytes. Raises `InvalidMessage` if an attachment's
-    file cannot be read, and `ValueError` if a header could break out of its line.
+    `sender` is who stands in From, `date` aware. Bcc is never in the bytes. `stored`: those of its attachments, by
+    their position, that are stored apart: their id, and the bytes that they have as base64. Raises `InvalidMessage` if
+    an attachment's file cannot be read, and `ValueError` if a header could break out of its line.
     """
+    if message.raw is not None:
+        return _as_it_is(message.raw, rfc_message_id, date)
     frame, bodies = _frame(message)
     headers = header_block(message, sender, rfc_message_id, date)
     segments: list[bytes | _Encoded] = [headers + frame[0]]
+    apart, at = [], len(segments[0])
     for body, following in zip(bodies, frame[1:], strict=True):
-        segments += (body, following)
-    if sum(_size(index, each) for index, each in enumerate(message.attachments)) <= _WHOLE:
+        if isinstance(body, _Encoded) and body.index in stored:
+            apart.append(Apart(at, *stored[body.index]))
+        else:
+            segments.append(body)
+            at += len(body)
+        segments.append(following)
+        at += len(following)
+    mime = _frozen(segments)
+    size = mime.size + sum(each.size for each in apart)
+    return replace(mime, size=size, headers=len(headers), apart=tuple(apart))
+
+
+def _as_it_is(raw: bytes, rfc_message_id: str, date: datetime) -> FrozenMime:
+    whole = missing_headers(raw, rfc_message_id, _date(date)) + raw
+    return FrozenMime(len(whole), hashlib.sha256(whole).digest(), lambda: _cut(whole))
+
+
+def _frozen(segments: Sequence[bytes | _Encoded]) -> FrozenMime:
+    if sum(len(each) for each in segments if isinstance(each, _Encoded)) <= _WHOLE:
         whole = b"".join(_stream(segments))
-        return FrozenMime(len(whole), hashlib.sha256(whole).digest(), lambda: _cut(whole), len(headers))
-    return replace(_measured(segments), headers=len(headers))
+        return FrozenMime(len(whole), hashlib.sha256(whole).digest(), lambda: _cut(whole))
+    return _measured(segments)
 
 
 def new_rfc_message_id(message_id: UUID, domain: str) -> str:
@@ -95,10 +146,14 @@ def new_rfc_message_id(message_id: UUID, domain: str) -> str:
 class _Encoded:
     """An attachment that is read and encoded at every pass, and must be the same at each."""
 
-    def __init__(self, index: int, attachment: Attachment) -> None:
-        self._index = index
+    def __init__(self, index: int, attachment: Attachment, digest: bytes | None = None) -> None:
+        self.index = index
         self._attachment = attachment
-        self._digest: bytes | None = None
+        self._digest = digest
+
+    def __len__(self) -> int:
+        """Bytes of base64."""
+        return base64_size(_size(self.index, self._attachment))
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -120,13 +175,23 @@ class _Encoded:
         self._digest = digest.digest()
 
     def _refusal(self, reason: str) -> InvalidMessage:
-        return InvalidMessage(Problem(f"attachments[{self._index}].path", reason))
+        return InvalidMessage(Problem(f"attachments[{self.index}].path", reason))
 
 
 def base64_lines(data: bytes) -> bytes:
     """Base64 in lines of 76 columns that end in CRLF. `data` in multiples of 57 bytes can be joined."""
     line = binascii.b2a_base64(data, newline=False)
     return b"\r\n".join([line[start : start + 76] for start in range(0, len(line), 76)]) + b"\r\n"
+
+
+def base64_size(size: int) -> int:
+    """Bytes of `base64_lines` for so many bytes, read in pieces."""
+    return -(-size // 3) * 4 + -(-size // 57) * 2
+
+
+def encoded_file(index: int, attachment: Attachment, digest: bytes) -> Iterator[bytes]:
+    """An attachment as base64, piece by piece. Raises `InvalidMessage` if it is not what had that SHA-256."""
+    return iter(_Encoded(index, attachment, digest))
 
 
 def _measured(segments: Sequence[bytes | _Encoded]) -> FrozenMime:
@@ -173,20 +238,36 @@ def _frame(message: Message) -> tuple[tuple[bytes, ...], list[bytes | _Encoded]]
     """The bytes around the bodies, from the end of the message's own headers on, and the bodies."""
     bodies: list[bytes | _Encoded] = []
     texts: list[_Part] = []
-    text = "" if message.text is None and message.html is None else message.text
-    for content_type, content in (("text/plain", text), ("text/html", message.html)):
-        if content is not None:
-            encoding, body = _encoded_text(content)
-            texts.append(_Part(len(bodies), f'{content_type}; charset="utf-8"', encoding))
-            bodies.append(body)
+    for content_type, content in _texts(message):
+        encoding, body = _encoded_text(content)
+        texts.append(_Part(len(bodies), f'{content_type}; charset="utf-8"', encoding))
+        bodies.append(body)
     inline: list[_Part] = []
     files: list[_Part] = []
     for index, each in enumerate(message.attachments):
         part = _Part(len(bodies), each.mime_type, "base64", each.filename, each.inline_id)
         (files if each.inline_id is None else inline).append(part)
         bodies.append(_Encoded(index, each))
+    if message.invitation is not None:
+        files.append(_Part(len(bodies), "application/ics", "base64", "invite.ics"))
+        bodies.append(base64_lines(_crlf(message.invitation)))
     pieces, order = _written_frame(tuple(texts), tuple(inline), tuple(files))
     return pieces, [bodies[number] for number in order]
+
+
+def _texts(message: Message) -> Iterator[tuple[str, str]]:
+    """The bodies in the order in which they say more and more: text, html, and what a calendar is asked for."""
+    text, calendar = message.text, message.invitation
+    if text is None and message.html is None:
+        text = summary_of(calendar) if calendar is not None else ""
+    elif text is None and message.html is not None:
+        text = text_of_html(message.html) or None
+    if text is not None:
+        yield "text/plain", text
+    if message.html is not None:
+        yield "text/html", message.html
+    if calendar is not None:
+        yield f"text/calendar; method={method_of(calendar)}", calendar
 
 
 @lru_cache(maxsize=256)
@@ -198,6 +279,10 @@ def _written_frame(
     for number, part in enumerate(part for part in root.walk() if part.is_multipart()):
         part.set_boundary(f"{_BOUNDARY}{number}")
     written = root.as_bytes(policy=_POLICY)
+    for leaf in (*inline, *files):
+        if (name := _stand_in(leaf)) is not None and leaf.filename is not None:
+            written = written.replace(f'filename="{name}"'.encode(), _extended(leaf.filename), 1)
+            written = written.replace(f'name="{name}"'.encode(), _for_outlook(leaf.filename), 1)
     order = tuple(int(marker[1:-1]) for marker in _MARKERS.findall(written))
     return tuple(_MARKERS.split(written)), order
 
@@ -206,7 +291,8 @@ def _tree(texts: Sequence[_Part], inline: Sequence[_Part], files: Sequence[_Part
     """mixed(alternative(text, related(html, images)), files), each level only where it has more than one child."""
     leaves = [_leaf(part) for part in texts]
     if inline:
-        leaves[-1] = _multipart("related", [leaves[-1], *map(_leaf, inline)])
+        html = next(n for n, part in enumerate(texts) if part.content_type.startswith("text/html"))
+        leaves[html] = _multipart("related", [leaves[html], *map(_leaf, inline)])
     content = _multipart("alternative", leaves) if len(leaves) > 1 else leaves[0]
     return _multipart("mixed", [content, *map(_leaf, files)]) if files else content
 
@@ -221,26 +307,57 @@ def _multipart(kind: str, children: Iterable[EmailMessage]) -> EmailMessage:
 
 def _leaf(part: _Part) -> EmailMessage:
     leaf = EmailMessage(policy=_POLICY)
-    leaf["Content-Type"] = part.content_type
+    stand_in = _stand_in(part) if "name=" not in part.content_type.lower() else None
+    leaf["Content-Type"] = part.content_type + (f'; name="{stand_in}"' if stand_in else "")
     leaf["Content-Transfer-Encoding"] = part.encoding
     if part.filename is not None:
         disposition = "attachment" if part.inline_id is None else "inline"
-        leaf.add_header("Content-Disposition", disposition, filename=part.filename)
+        leaf.add_header("Content-Disposition", disposition, filename=_stand_in(part) or part.filename)
     if part.inline_id is not None:
         leaf["Content-ID"] = f"<{part.inline_id}>"
     leaf.set_payload(_MARKER.format(part.number))
     return leaf
 
 
+_STAND_IN = "outtray file {}"
+_PLAIN_NAME = re.compile(r"(?!.*outtray file )[ !#-\[\]-~]*")
+
+
+def _stand_in(part: _Part) -> str | None:
+    """What stands for a name until it is written as RFC 2231 has it; None for a name that is written as it is.
+
+    `EmailMessage` would break long ones into pieces, and quote `"` as `\\"`: neither is read by all (fast-mail-parser
+    0.10 keeps the backslash, tried 2026-11).
+    """
+    name = part.filename or ""
+    return None if _PLAIN_NAME.fullmatch(name) else _STAND_IN.format(part.number)
+
+
+def _extended(name: str) -> bytes:
+    """RFC 2231 4 (RFC 5987's form of it): in one piece, which a line holds: 255 bytes are 765 here."""
+    return f"filename*=utf-8''{quote(name, safe='!#$&+-.^_`|~')}".encode()
+
+
+def _for_outlook(name: str) -> bytes:
+    """The same in Content-Type, in encoded words: RFC 2047 5 forbids them there, but some Outlook versions show
+    "Untitled attachment" without them (MimeKit issues 186 and 231; nodemailer does so, 2026-11)."""
+    words = Header(name, "utf-8").encode(linesep="", maxlinelen=_ENCODED_WORD)
+    return f'name="{words}"'.encode()
+
+
 def _encoded_text(text: str) -> tuple[str, bytes]:
     """A body's transfer encoding and its encoded bytes, ending in CRLF as every line of a mail does."""
-    text = _NEWLINE.sub("\n", text) if "\r" in text else text
-    data = (text if text.endswith("\n") else text + "\n").replace("\n", "\r\n").encode()
+    data = _crlf(text)
     if _is_plain(data):
         return "7bit", data
     # Quoted-printable stays readable on its way; base64 is the shorter where most bytes are not ASCII.
     quoted = binascii.b2a_qp(data)
     return ("quoted-printable", quoted) if len(quoted) <= len(data) * 4 // 3 else ("base64", base64_lines(data))
+
+
+def _crlf(text: str) -> bytes:
+    text = _NEWLINE.sub("\n", text) if "\r" in text else text
+    return (text if text.endswith("\n") else text + "\n").replace("\n", "\r\n").encode()
 
 
 def _is_plain(data: bytes) -> bool:
@@ -273,6 +390,7 @@ def header_block(message: Message, sender: Address, rfc_message_id: str, date: d
     if message.references:
         lines.append(_folded("References", message.references, _COLUMNS))
     lines += _wishes(message, sender)
+    lines += _unsubscribe(message)
     lines += [_text(name, value) for name, value in message.headers.items()]
     lines.append("MIME-Version: 1.0")
     return "".join(f"{line}\r\n" for line in lines).encode()
@@ -286,6 +404,15 @@ def _wishes(message: Message, sender: Address) -> Iterator[str]:
         yield f"X-Priority: {1 if message.importance == 'high' else 5}"
     if message.request_read_receipt:
         yield _addresses("Disposition-Notification-To", [Address(sender.email)])  # RFC 8098 2.1
+
+
+def _unsubscribe(message: Message) -> Iterator[str]:
+    """RFC 2369 3.2, and RFC 8058 3.1 for the one click: exactly one https URI, and the header that says POST."""
+    url, mailto = message.unsubscribe_url, message.unsubscribe_mailto
+    if places := [f"<{place}>" for place in (url, mailto) if place is not None]:
+        yield _folded("List-Unsubscribe", [f"{each}," for each in places[:-1]] + places[-1:], _COLUMNS)
+    if url is not None:
+        yield "List-Unsubscribe-Post: List-Unsubscribe=One-Click"
 
 
 def _addresses(name: str, addresses: Sequence[Address]) -> str:

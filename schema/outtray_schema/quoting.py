@@ -195,13 +195,21 @@ def date_of(mime: bytes) -> datetime | None:
 def _decoded(part: Part) -> str:
     payload = part.get_payload(decode=True)
     data = payload if isinstance(payload, bytes) else b""
-    return data.decode("utf-8", "replace").replace("\r\n", "\n").removesuffix("\n")
+    try:
+        decoded = data.decode(part.get_content_charset("utf-8"), "replace")
+    except LookupError:
+        decoded = data.decode("utf-8", "replace")
+    return decoded.replace("\r\n", "\n").removesuffix("\n")
+
+
+_NAMED_TYPE = re.compile(r';\s*name="[^"]*"$')
+"""The file's name behind its type, as `mime.py` puts it there: it is put there anew."""
 
 
 def _file(part: Part, kind: str) -> Attachment:
     payload = part.get_payload(decode=True)
     content = payload if isinstance(payload, bytes) else b""
-    content_type = " ".join(str(part.get("Content-Type", kind)).split())
+    content_type = _NAMED_TYPE.sub("", " ".join(str(part.get("Content-Type", kind)).split()))
     inline_id = str(part.get("Content-ID", "")).strip("<> ") or None
     try:
         refuse_control_characters(content_type)

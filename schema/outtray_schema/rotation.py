@@ -44,7 +44,7 @@ class _Column:
             SELECT {picked}, sealed FROM (
                 SELECT {picked}, sealed, sum(octet_length(sealed)) OVER (ORDER BY {key}) AS total
                 FROM (SELECT {picked}, {self.name} AS sealed FROM outtray.{self.table}
-                      WHERE {after} {self.name} IS NOT NULL
+                      WHERE {after} {self.name} IS NOT NULL AND octet_length({self.name}) > 0
                         AND substring({self.name} FROM 1 FOR %(length)s) <> %(prefix)s
                       ORDER BY {key} LIMIT %(batch)s) AS old) AS counted
             WHERE total - octet_length(sealed) < %(bytes)s ORDER BY {key}"""
@@ -66,6 +66,8 @@ _COLUMNS: dict[str, tuple[_Column, ...]] = {
         _Column("content", "head", ("message_id",), ("uuid",), bindings.head),
         _Column("content", "body", ("message_id",), ("uuid",), bindings.body),
         _Column("content_chunk", "data", ("message_id", "n"), ("uuid", "integer"), bindings.chunk),
+        _Column("attachment_chunk", "data", ("attachment_id", "n"), ("uuid", "integer"), bindings.attachment),
+        _Column("template", "source", ("app_id", "name", "version"), ("uuid", "text", "integer"), bindings.template),
     ),
     "addresses": (
         _Column("recipient", "address", ("message_id", "n"), ("uuid", "smallint"), bindings.recipient),

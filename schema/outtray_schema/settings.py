@@ -120,6 +120,12 @@ class Settings(BaseSettings):
     keep_messages: Duration = Field(
         timedelta(days=90), description="Ended messages are deleted after this; at least 7 days"
     )
+    keep_content: Duration = Field(
+        timedelta(days=30), description="Content of ended messages is erased after this, their addresses with it"
+    )
+    keep_refusals: Duration = Field(
+        timedelta(days=7), description="What was refused at the door is forgotten after this"
+    )
     keep_events: Duration = Field(timedelta(days=30), description="Events are dropped after this")
     keep_journal: Duration = Field(timedelta(days=365), description="Journal days are dropped after this")
 
@@ -139,6 +145,9 @@ class Settings(BaseSettings):
     )
     content_memory: int = Field(
         64 * 1024 * 1024, ge=4 * 1024 * 1024, description="Bytes of message content one worker process holds"
+    )
+    watchdog: Duration = Field(
+        timedelta(seconds=30), description="A worker whose event loop stands still for this long ends itself"
     )
     suspect_alone: Duration = Field(
         timedelta(seconds=5), description="A message suspected of killing workers is prepared alone this long"
@@ -192,6 +201,17 @@ class Settings(BaseSettings):
     park_cap: Duration = Field(timedelta(hours=1), description="Longest wait of a mailbox whose provider named no time")
     park_hint_cap: Duration = Field(timedelta(hours=24), description="A provider's own wish is believed up to this")
 
+    breaker_mailboxes: int = Field(
+        5, ge=2, description="Mailboxes that a host must fail for, and more than half of them, until it is only probed"
+    )
+    breaker_unanswered: int = Field(
+        3, ge=1, description="A mailbox rests after so many handovers without an answer in a row: each is unknown"
+    )
+    breaker_probe: Duration = Field(
+        timedelta(seconds=5), description="First wait until a failing host is probed; doubled after each probe"
+    )
+    breaker_probe_cap: Duration = Field(timedelta(minutes=5), description="Longest wait between two probes")
+
     # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
     token_timeout: Duration = Field(timedelta(seconds=10), description="One refresh of an access token, at most")
     token_lease: Duration = Field(
@@ -214,7 +234,9 @@ class Settings(BaseSettings):
 
     # ── tests ───────────────────────────────────────────────────────────────────────────────────────────────────
     crash_at: str | None = Field(
-        None, description="For fault tests only: the named point at which a worker kills itself"
+        None,
+        description="For fault tests only: the named point at which a worker kills itself, or the folder of aims at "
+        "single messages",
     )
 
     # ── SMTP ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,6 +275,8 @@ class Settings(BaseSettings):
             raise ValueError("set both OUTTRAY_DATABASE_URL and OUTTRAY_REDIS_URL, or neither for the embedded servers")
         if self.lease < timedelta(milliseconds=300):
             raise ValueError("OUTTRAY_LEASE must be at least 300ms: it is renewed each third of it")
+        if self.watchdog < timedelta(seconds=1):
+            raise ValueError("OUTTRAY_WATCHDOG must be at least 1s: a busy loop is no stuck one")
         if self.token_lease <= self.token_timeout:
             raise ValueError("OUTTRAY_TOKEN_LEASE must be longer than OUTTRAY_TOKEN_TIMEOUT: one refresh at a time")
         if self.keep_messages < timedelta(days=7):

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     ForeignKey,
     Identity,
     Index,
@@ -76,7 +77,7 @@ def _of_number(table: str) -> Column[Any]:
     return Column("id", BigInteger, sequence, nullable=False, server_default=sequence.next_value(), autoincrement=False)
 
 
-def _where(name: str, *columns: str, where: str, **options: Any) -> Index:
+def _where(name: str, *columns: str | TextClause, where: str, **options: Any) -> Index:
     return Index(name, *columns, postgresql_where=text(where), **options)
 
 
@@ -152,6 +153,8 @@ mailbox = Table(
     _must("scopes", ARRAY(Text), "'{}'"),
     _may("on_unknown", Text),
     _must("learned", JSONB, "'{}'"),
+    _may("times", JSONB),
+    _may("logins", JSONB),
     UniqueConstraint("app_id", "address_index"),
     CheckConstraint("status IN ('active', 'paused', 'reconnect', 'disabled')"),
     CheckConstraint("turn_until IS NULL OR turn_fence > 0"),
@@ -204,6 +207,18 @@ message = Table(
     _may("look_handover", Integer),
     _may("looked", JSONB),
     _may("draft_end", Text),
+    _may("follows", Uuid),
+    _may("follow_after", Interval),
+    _moment("follow_from"),
+    _may("go_on", ARRAY(Text)),
+    _must("has_followers", Boolean, "false"),
+    _may("times", JSONB),
+    _may("continues", Uuid),
+    _moment("copy_at"),
+    _must("copy_tries", SmallInteger, "0"),
+    _may("copy_end", Text),
+    _may("template", Text),
+    _moment("erase_asked_at"),
     CheckConstraint(
         "state IN ('queued', 'handing_over', 'unknown', 'sent', 'drafted', 'failed', 'cancelled', 'expired')"
     ),
@@ -236,10 +251,37 @@ message = Table(
         " AND draft_end IS NULL AND look_handover IS DISTINCT FROM -1",
     ),
     _where("message_provider_id", "provider_id", where="provider_id IS NOT NULL"),
+    _where("message_follows", "follows", where="follows IS NOT NULL"),
     _where("message_delivered_id", "rfc_message_id", where="strpos(rfc_message_id, id::text) = 0"),
+    CheckConstraint("copy_end IN ('filed', 'found', 'given up')"),
+    _where("message_continues", "continues", where="continues IS NOT NULL", unique=True),
+    _where(
+        "message_copy", text("copy_at NULLS FIRST"),
+        where="state = 'sent' AND evidence ? 'sent_copy' AND copy_end IS NULL",
+    ),
+    _where("message_erase", "id", where="erase_asked_at IS NOT NULL"),
     postgresql_with={
         "fillfactor": 85, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_analyze_scale_factor": 0.02,
     },
+)  # fmt: skip
+
+template = Table(
+    "template", metadata,
+    Column("app_id", Uuid, ForeignKey("outtray.app.id"), nullable=False),
+    _must("name", Text),
+    _must("version", Integer),
+    _must("source", LargeBinary),
+    _must("variables", ARRAY(Text)),
+    _must("actor", Text),
+    _now("created_at"),
+    PrimaryKeyConstraint("app_id", "name", "version"),
+    CheckConstraint("version > 0"),
+)  # fmt: skip
+
+following = Table(
+    "following", metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _must("message_id", Uuid),
 )  # fmt: skip
 
 token = Table(
@@ -292,6 +334,18 @@ recipient = Table(
     Index("recipient_address", "address_index", "message_id"),
 )  # fmt: skip
 
+refused_recipient = Table(
+    "refused_recipient", metadata,
+    _of_message(),
+    _must("handover", Integer),
+    _must("n", SmallInteger),
+    _must("again", Boolean),
+    _must("reason", Text),
+    _must("settled", Boolean, "false"),
+    PrimaryKeyConstraint("message_id", "handover", "n"),
+    _where("refused_recipient_open", "message_id", where="NOT settled"),
+)  # fmt: skip
+
 message_tag = Table(
     "message_tag", metadata,
     _must("app_id", Uuid),
@@ -315,6 +369,33 @@ content_chunk = Table(
     _must("n", Integer),
     _must("data", LargeBinary),
     PrimaryKeyConstraint("message_id", "n"),
+)  # fmt: skip
+
+attachment = Table(
+    "attachment", metadata,
+    _key("id"),
+    _must("app_id", Uuid),
+    _must("digest", LargeBinary),
+    _must("size", BigInteger),
+    _now("created_at"),
+    CheckConstraint("size > 0"),
+    Index("attachment_digest", "app_id", "digest"),
+)  # fmt: skip
+
+attachment_chunk = Table(
+    "attachment_chunk", metadata,
+    Column("attachment_id", Uuid, ForeignKey("outtray.attachment.id", ondelete="CASCADE"), nullable=False),
+    _must("n", Integer),
+    _must("data", LargeBinary),
+    PrimaryKeyConstraint("attachment_id", "n"),
+)  # fmt: skip
+
+content_attachment = Table(
+    "content_attachment", metadata,
+    Column("message_id", Uuid, ForeignKey("outtray.content.message_id", ondelete="CASCADE"), nullable=False),
+    Column("attachment_id", Uuid, ForeignKey("outtray.attachment.id"), nullable=False),
+    PrimaryKeyConstraint("message_id", "attachment_id"),
+    Index("content_attachment_needed", "attachment_id"),
 )  # fmt: skip
 
 usage = Table(
@@ -375,6 +456,30 @@ switch = Table(
     CheckConstraint("kind IN ('all', 'app', 'provider', 'tag')"),
 )  # fmt: skip
 
+refusal = Table(
+    "refusal", metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _must("app_id", Uuid),
+    _now("at"),
+    _must("problems", JSONB),
+    _must("address_indexes", ARRAY(LargeBinary), "'{}'"),
+    _may("mailbox_index", LargeBinary),
+    Index("refusal_address", "address_indexes", postgresql_using="gin"),
+    Index("refusal_at", "at"),
+)  # fmt: skip
+
+breaker = Table(
+    "breaker", metadata,
+    _key("provider_app", Text),
+    _key("host", Text),
+    _must("opened_at", TIMESTAMP(timezone=True)),
+    _moment("closed_at"),
+    _must("reason", Text),
+    _must("probes", Integer, "0"),
+    _must("probe_at", TIMESTAMP(timezone=True)),
+    CheckConstraint("probes >= 0"),
+)  # fmt: skip
+
 suppression = Table(
     "suppression", metadata,
     _must("app_id", Uuid),
@@ -422,5 +527,46 @@ journal = Table(
     _may("detail", JSONB),
     _where("journal_message", "message_id", where="message_id IS NOT NULL"),
     _where("journal_mailbox", "mailbox_id", where="message_id IS NULL"),
+    Index("journal_order", "id"),
     postgresql_partition_by="RANGE (at)",
+)  # fmt: skip
+
+journal_link = Table(
+    "journal_link", metadata,
+    _must("id", BigInteger),
+    _must("at", TIMESTAMP(timezone=True)),
+    _must("chain", Uuid),
+    _must("hash", LargeBinary),
+    _may("carried", LargeBinary),
+    Index("journal_link_chain", "chain", "id"),
+    Index("journal_link_number", "id", postgresql_using="brin", postgresql_with={"autosummarize": "true"}),
+    postgresql_partition_by="RANGE (at)",
+)  # fmt: skip
+
+journal_seal = Table(
+    "journal_seal", metadata,
+    _key("day", Date),
+    _must("after_id", BigInteger),
+    _must("to_id", BigInteger),
+    _must("links", BigInteger),
+    _must("previous", LargeBinary),
+    _must("digest", LargeBinary),
+    _now("sealed_at"),
+    _moment("dropped_at"),
+    CheckConstraint("to_id >= after_id"),
+)  # fmt: skip
+
+journal_sealing = Table(
+    "journal_sealing", metadata,
+    _key("one", Boolean, server_default=text("true")),
+    _must("sealed_to", BigInteger, "0"),
+    _must("sealed_at", TIMESTAMP(timezone=True), "'epoch'"),
+    _must("next_to", BigInteger, "0"),
+    _must("next_at", TIMESTAMP(timezone=True), "'epoch'"),
+    _must("next_before", Xid8, "'0'"),
+    _must("seen_to", BigInteger, "0"),
+    _must("seen_at", TIMESTAMP(timezone=True), "'epoch'"),
+    _must("links", BigInteger, "0"),
+    _must("digest", LargeBinary, "decode(repeat('00', 32), 'hex')"),
+    CheckConstraint("one"),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from typing import Any
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from outtray_schema.address import normalise_address
@@ -143,6 +144,11 @@ class Vault:
         if name not in ("content", "addresses"):
             raise SettingsError(f"There is no key ring {name!r}; the rings are content, addresses and credentials")
         return self.content if name == "content" else self.addresses
+
+    @property
+    def intake_key(self) -> X25519PrivateKey:
+        """Opens what apps sealed with the deployment's public key (`sealing`): it follows from the index key."""
+        return X25519PrivateKey.from_private_bytes(hmac.digest(self._index_key, b"intake.x25519", hashlib.sha256))
 
     def blind_index(self, app_id: UUID, address: str) -> bytes:
         """16 bytes by which an app's address is found again; `normalise_address` says which spellings are one.

@@ -22,6 +22,7 @@ SCALED = {
     "lease": "2s", "turn_length": "2s", "round_again": "2s", "sweep_every": "2s", "tend_every": "200ms",
     "handover_begin": "2s", "handover_answer": "4s", "prepare_limit": "8s", "command_timeout": "5s",
     "connect_timeout": "2s", "broker_patience": "1s", "backoff_base": "300ms", "backoff_cap": "1s", "park_cap": "1s",
+    "breaker_probe": "300ms", "breaker_probe_cap": "1s",
     "sweep_every_without_redis": "1s", "spool_after": "500ms", "host_share": "1", "smtp_clear_loopback": "true",
 }  # fmt: skip
 LEASE, SWEEP = 2.0, 2.0

@@ -19,6 +19,7 @@ from acceptance.canaries import (
     everything_in_processes,
     everything_in_redis,
 )
+from acceptance.consented import consented
 from acceptance.fleet import COMMAND
 from acceptance.scene import Scene, scene
 from outtray import Message
@@ -31,17 +32,24 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 def test_canaries_are_found_nowhere(database, services, redis, tmp_path):
     canaries = Canaries()
     make_postgresql_talkative(database)
-    with scene(database, tmp_path, mailboxes=1) as town, Monitor(database.settings.redis_url) as monitor:
+    with (
+        consented(canaries, tmp_path) as microsoft,
+        scene(database, tmp_path, mailboxes=1, **microsoft.settings) as town,
+        Monitor(database.settings.redis_url) as monitor,
+    ):
         boxes = add_mailboxes(town, canaries)
+        by_consent = microsoft.connect(town)
         town.start()
         flower = start_flower(town)
         script(town, canaries)
         for box in boxes.values():
             town.client.enqueue(canary_message(canaries, box))
         eventually(lambda: reached_its_end(town, boxes), 40, "each mailbox showed what became of it")
+        microsoft.use(town, by_consent)
         damage_content(town, canaries, boxes["good"])
         said = refuse_in_postgresql(town, canaries, boxes["good"])
         said += ask_the_command_line(town, canaries, tmp_path)
+        logged = services.postgres.log_path.read_bytes()  # a restart keeps of it only the end
         spool = outcomes_in_the_spool(town, services, canaries, boxes["good"])
         places: dict[str, bytes | str] = {
             "flower": flower_pages(flower),
@@ -52,7 +60,7 @@ def test_canaries_are_found_nowhere(database, services, redis, tmp_path):
     with database.connect() as db:
         places |= {f"table {name}": text for name, text in everything_in_postgresql(db).items()}
     places["monitor"] = "\n".join(monitor.said)
-    places["postgresql's log"] = services.postgres.log_path.read_bytes()
+    places["postgresql's log"] = logged + services.postgres.log_path.read_bytes()
     places |= {log.name: log.read_bytes() for log in tmp_path.glob("*.log")}
     assert_the_search_finds_what_is_there(places, boxes)
     found = {place: kinds for place, text in places.items() if (kinds := canaries.found_in(text))}
@@ -193,7 +201,7 @@ def outcomes_in_the_spool(town: Scene, services: Any, canaries: Canaries, box: A
     services.postgres.stop("immediate")
     try:
         spool = town.database.settings.spool
-        kept = eventually(lambda: [line for file in spool.glob("*.jsonl") for line in file.open()], 20, "it is spooled")
+        kept = eventually(lambda: [line for file in spool.glob("*.spool") for line in file.open()], 20, "it is spooled")
         return "\n".join(kept)
     finally:
         services.postgres.start()

@@ -123,19 +123,19 @@ def peak(process: psutil.Process) -> int:
     return int(line.split()[1]) * 1024
 
 
-@pytest.mark.parametrize(
-    "lost", ["0", "2", "(SELECT max(n) FROM outtray.content_chunk)"], ids=["first", "middle", "last"]
-)
-def test_a_message_that_lost_a_piece_never_reaches_the_dot(database, tmp_path, lost):
+@pytest.mark.parametrize("table", ["content_chunk", "attachment_chunk"])
+@pytest.mark.parametrize("lost", ["0", "2", "last"])
+def test_a_message_that_lost_a_piece_never_reaches_the_dot(database, tmp_path, table, lost):
     with scene(database, tmp_path) as town:
-        attachment = Attachment("large.bin", os.urandom(3 * MIB))
+        whole = {"text": os.urandom(2 * MIB).hex()}
+        if table == "attachment_chunk":
+            whole = {"text": "t", "attachments": [Attachment("large.bin", os.urandom(3 * MIB))]}
         town.client.mailboxes.pause(town.boxes[0])
-        town.client.enqueue(
-            Message(to="a@example.net", subject="s", text="t", attachments=[attachment], mailbox=town.boxes[0])
-        )
+        town.client.enqueue(Message(to="a@example.net", subject="s", mailbox=town.boxes[0], **whole))
         town.client.enqueue(Message(to="b@example.net", subject="s", text="t", mailbox=town.boxes[0]))
         with database.connect() as db:
-            assert db.execute(f"DELETE FROM outtray.content_chunk WHERE n = {lost}").rowcount == 1
+            n = f"(SELECT max(n) FROM outtray.{table})" if lost == "last" else lost
+            assert db.execute(f"DELETE FROM outtray.{table} WHERE n = {n}").rowcount == 1
         town.client.mailboxes.resume(town.boxes[0])
         town.start()
         town.eventually_idle()

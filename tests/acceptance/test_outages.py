@@ -74,7 +74,7 @@ def test_without_postgresql_enqueue_says_so_at_once_and_outcomes_survive_in_the_
         assert time.monotonic() - begun < 6
         spool = database.settings.spool
         eventually(
-            lambda: sum(1 for file in spool.glob("*.jsonl") for _ in file.open()) >= 6, 20, "the spool holds them"
+            lambda: sum(1 for file in spool.glob("*.spool") for _ in file.open()) >= 6, 20, "the spool holds them"
         )
         taken = town.taken()
         town.fleet.assert_alive()
@@ -84,6 +84,6 @@ def test_without_postgresql_enqueue_says_so_at_once_and_outcomes_survive_in_the_
         town.server.forget()
         town.eventually_idle()
         assert town.states() == {"sent": 30}, "not one is unknown"
-        eventually(lambda: not list(spool.glob("*.jsonl")), 15, "the spool is empty")
+        eventually(lambda: not list(spool.glob("*.spool")), 15, "the spool is empty")
         town.fleet.assert_alive()
         town.judge()

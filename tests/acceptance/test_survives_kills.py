@@ -24,6 +24,7 @@ SCALED = {
     "lease": "3s", "turn_length": "2s", "round_again": "3s", "sweep_every": "3s", "tend_every": "500ms",
     "handover_begin": "1500ms", "handover_answer": "3500ms", "prepare_limit": "5s", "command_timeout": "4s",
     "connect_timeout": "2s", "broker_patience": "1s", "backoff_base": "300ms", "backoff_cap": "1s", "park_cap": "1s",
+    "breaker_probe": "300ms", "breaker_probe_cap": "1s",
     "sweep_every_without_redis": "1s", "host_share": "1", "smtp_clear_loopback": "true",
 }  # fmt: skip
 

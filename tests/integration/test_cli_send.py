@@ -251,3 +251,26 @@ def test_messages_are_listed_newest_first_and_by_page(outtray: CommandLine, tmp_
     assert len(outtray.ok("message", "list", "--tag", "odd", "--json").json["items"]) == 2
     assert len(outtray.ok("message", "list", "--to", "r3@example.org", "--json").json["items"]) == 1
     assert outtray("message", "list", "--state", "lost").code == 1
+
+
+def test_a_whole_mail_an_invitation_and_a_list_come_by_flags(
+    outtray: CommandLine, database: Database, tmp_path: Path
+) -> None:
+    mail, event = tmp_path / "mail.eml", tmp_path / "event.ics"
+    mail.write_text("From: ann@example.com\nTo: bob@example.org\nSubject: Raw\nMessage-ID: <r@example.com>\n\nHi")
+    accepted = outtray.ok("send", "--eml", str(mail), "--bcc", "dora@example.org", "--json").json["id"]
+    shown = outtray.ok("message", "show", accepted, "--json").json
+    assert (shown["subject"], shown["rfc_message_id"]) == ("Raw", "<r@example.com>")
+    assert [(each["role"], each["address"]) for each in shown["recipients"]] == [
+        ("to", "bob@example.org"), ("bcc", "dora@example.org"),
+    ]  # fmt: skip
+    refused = outtray("send", "--eml", str(mail), "--subject", "Other", "--json")
+    assert (refused.code, refused.error["problems"][0]["field"]) == (1, "subject")
+    assert outtray("send", "--eml", str(tmp_path / "none.eml")).code == 2
+    assert outtray("send", "--eml", str(mail), "--text-file", str(mail)).code == 2
+    event.write_text("BEGIN:VCALENDAR\nEND:VCALENDAR\n")
+    bad = outtray("send", "--to", "bob@example.org", "--invitation", str(event), "--json")
+    assert (bad.code, bad.error["problems"][0]["field"]) == (1, "invitation")
+    url = ("--unsubscribe-url", "https://crm.example/u", "--unsubscribe-mailto", "leave@crm.example")
+    outtray.ok("send", "--to", "bob@example.org", "--subject", "List", *url, stdin="Hi")
+    assert stored(database) == 2

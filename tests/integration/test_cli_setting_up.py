@@ -143,9 +143,14 @@ def test_the_doctor_tells_of_a_dead_database_and_a_dead_redis(outtray: CommandLi
 def test_the_doctor_finds_outcomes_that_wait_in_the_spool(outtray: CommandLine) -> None:
     spool = Path(outtray.environment["OUTTRAY_DATA_FOLDER"]) / "spool"
     spool.mkdir(parents=True)
-    (spool / "1-abc.jsonl").write_text("x\n")
+    (spool / "1-abc.spool").write_text("x\n")
     found = {each["about"]: each for each in outtray("doctor", "--json").json["findings"]}
     assert found["spool"]["grade"] == "warning"
+    (spool / "1-abc.damaged").write_text("x\n")
+    found = {each["about"]: each for each in outtray("doctor", "--json").json["findings"]}
+    assert (found["spool"]["grade"], found["spool"]["cure"]) == (
+        "trouble", "look at it: outtray spool show 1-abc.damaged; docs/spool.md says what can be done",
+    )  # fmt: skip
 
 
 def test_it_knows_its_version() -> None:

@@ -24,7 +24,7 @@ from outtray import enqueue as enqueueing
 from outtray_schema.content import BodyCheck, open_body, open_chunk, open_head
 from outtray_schema.vault import load_vault
 
-TABLES = ("message", "recipient", "content", "content_chunk", "message_tag")
+TABLES = ("message", "recipient", "content", "content_chunk", "message_tag", "attachment", "attachment_chunk")
 
 
 def test_an_accepted_message_is_stored_with_all_that_belongs_to_it(database):
@@ -64,12 +64,9 @@ def test_the_stored_bytes_are_the_frozen_mime_without_bcc(database):
     assert open_head(vault, accepted.id, content["head"]).sender == ADDRESS
 
 
-def test_content_above_a_mebibyte_is_stored_in_chunks_that_give_the_same_bytes(database, tmp_path):
-    path = tmp_path / "plan.bin"
-    data = hashlib.shake_256(b"plan").digest(3_000_000)
-    path.write_bytes(data)
+def test_content_above_a_mebibyte_is_stored_in_chunks_that_give_the_same_bytes(database):
     with crm(database.settings) as client:
-        accepted = client.enqueue(hello(attachments=[Attachment("plan.bin", path=path)]))
+        accepted = client.enqueue(hello(text=hashlib.shake_256(b"plan").hexdigest(1_500_000)))
     vault = load_vault(database.settings)
     (content,) = ask(database.settings, "SELECT * FROM outtray.content")
     assert content["body"] is None
@@ -89,13 +86,13 @@ def test_a_file_that_shrinks_while_it_is_streamed_leaves_nothing_behind(database
     path.write_bytes(b"x" * 3_000_000)
     with crm(database.settings) as client:
         message = hello(attachments=[Attachment("plan.bin", path=path)])
-        insert = enqueueing._insert_chunks
+        hold = enqueueing.hold_files
 
-        def shrink_first(frozen):
+        def shrink_first(*given):
             path.write_bytes(b"x")
-            return (yield from insert(frozen))
+            return (yield from hold(*given))
 
-        monkeypatch.setattr(enqueueing, "_insert_chunks", shrink_first)
+        monkeypatch.setattr(enqueueing, "hold_files", shrink_first)
         with pytest.raises(InvalidMessage):
             client.enqueue(message)
     assert [count(database.settings, table) for table in TABLES] == [0] * len(TABLES)

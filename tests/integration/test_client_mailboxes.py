@@ -223,7 +223,7 @@ def test_usage_of_another_system_is_imported_whole_or_not_at_all(database, clien
 def test_what_is_done_to_a_mailbox_is_journalled_and_told(database, client):
     client.mailboxes.pause(ADDRESS, "holiday")
     client.mailboxes.resume(ADDRESS)
-    kinds = ask(database.settings, "SELECT kind, actor FROM outtray.journal WHERE message_id IS NULL ORDER BY id")
+    kinds = ask(database.settings, "SELECT kind, actor FROM outtray.journal WHERE mailbox_id IS NOT NULL ORDER BY id")
     assert [row["kind"] for row in kinds] == ["added", "paused", "resumed"] and {row["actor"] for row in kinds} == {
         "crm"
     }

@@ -162,7 +162,7 @@ def test_a_refusal_leaves_the_callers_transaction_usable_and_without_half_a_mess
             client.enqueue(message, session=session)
         session.commit()
     assert deals(engine) == 1
-    assert count(database.settings, "message") == 1 and count(database.settings, "content_chunk") == 0
+    assert count(database.settings, "message") == 1 and count(database.settings, "attachment") == 0
 
 
 def _shrink_when_streamed(client, path):
@@ -192,7 +192,8 @@ def test_a_mailbox_that_was_only_seen_in_a_rolled_back_transaction_is_not_rememb
 def test_a_large_message_is_written_whole_in_the_callers_transaction(database, engine, client):
     with engine.begin() as connection:
         client.enqueue(hello(attachments=[Attachment("a.bin", content=b"x" * 2_500_000)]), connection=connection)
-    assert count(database.settings, "content_chunk") == 4
+        client.enqueue(hello(text="x" * 2_500_000), connection=connection)
+    assert count(database.settings, "attachment_chunk") == 4 and count(database.settings, "content_chunk") == 3
 
 
 def test_psycopg_in_our_context_manager_wakes_after_the_outermost_commit(database, client):

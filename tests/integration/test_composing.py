@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
@@ -14,7 +15,7 @@ import pytest
 
 from inside import Inside, inside
 from outtray import Attachment, InvalidMessage
-from outtray_schema.content import open_body, open_chunk, open_head
+from outtray_schema.content import open_body, open_chunk, open_file_chunk, open_head, put_together
 from outtray_schema.outcome import Failed, Parked, Retry, Sent
 from outtray_worker import compose
 from outtray_worker.providers import NoToken, Original, OriginalFile, OriginalMail
@@ -47,13 +48,20 @@ def file(name: str, content: bytes, claims: int | None = None, **fields: Any) ->
 
 async def stored(office: Inside, message_id: UUID) -> bytes:
     """The MIME of a message as it stands in the tables."""
-    (row,) = await office.w.rows("SELECT body FROM outtray.content WHERE message_id = %s", message_id)
+    vault = office.process.vault
+    (row,) = await office.w.rows("SELECT head, body FROM outtray.content WHERE message_id = %s", message_id)
     if row["body"] is not None:
-        return open_body(office.process.vault, message_id, row["body"])
-    chunks = await office.w.rows(
-        "SELECT n, data FROM outtray.content_chunk WHERE message_id = %s ORDER BY n", message_id
-    )
-    return b"".join(open_chunk(office.process.vault, message_id, each["n"], each["data"]) for each in chunks)
+        around = open_body(vault, message_id, row["body"])
+    else:
+        chunks = await office.w.rows(
+            "SELECT n, data FROM outtray.content_chunk WHERE message_id = %s ORDER BY n", message_id
+        )
+        around = b"".join(open_chunk(vault, message_id, each["n"], each["data"]) for each in chunks)
+    pieces = await office.w.rows("SELECT attachment_id, n, data FROM outtray.attachment_chunk ORDER BY n")
+    files: dict[UUID, bytes] = defaultdict(bytes)
+    for each in pieces:
+        files[each["attachment_id"]] += open_file_chunk(vault, each["attachment_id"], each["n"], each["data"])
+    return put_together(around, open_head(vault, message_id, row["head"]).apart, files)
 
 
 async def mail(office: Inside, message_id: UUID) -> EmailMessage:
@@ -481,13 +489,34 @@ async def _compose(office: Inside, claimed: Any, message: Any, content: Any, sub
         content.release()
 
 
-def test_a_large_answer_gets_its_headers_without_its_body_being_written_again(database):
+def test_an_answer_with_a_large_file_gets_its_headers_and_the_file_stays_where_it_is_stored(database):
     async def scene() -> None:
         async with inside(database.settings) as office:
             box = await office.mailbox()
             office.provider.originals.append(foreign())
             plan = bytes(range(256)) * 12_000
             message_id = answer(office, box, "theirs-1", attachments=[Attachment("plan.bin", plan)])
+            query = "SELECT attachment_id, n, data FROM outtray.attachment_chunk ORDER BY n"
+            before = await office.w.rows(query)
+            await office.until_idle()
+            assert await office.w.rows(query) == before and len(before) > 3
+            written = await mail(office, message_id)
+            assert (written["To"], written["Subject"]) == ("Ann <ann@elsewhere.example>", "Re: Offer")
+            (part,) = written.iter_attachments()
+            assert part.get_payload(decode=True) == plan
+            (taken,) = office.provider.accepted
+            assert taken.size == len(await stored(office, message_id)) == (await office.message(message_id))["size"]
+
+    run(scene())
+
+
+def test_a_large_answer_gets_its_headers_without_its_body_being_written_again(database):
+    async def scene() -> None:
+        async with inside(database.settings) as office:
+            box = await office.mailbox()
+            office.provider.originals.append(foreign())
+            plan = "Is it still valid?\n" * 200_000
+            message_id = answer(office, box, "theirs-1", text=plan)
             query = "SELECT n, data FROM outtray.content_chunk WHERE message_id = %s ORDER BY n"
             before = await office.w.rows(query, message_id)
             await office.until_idle()
@@ -495,8 +524,7 @@ def test_a_large_answer_gets_its_headers_without_its_body_being_written_again(da
             assert before[0] != after[0] and before[1:] == after[1:] and len(after) > 3
             written = await mail(office, message_id)
             assert (written["To"], written["Subject"]) == ("Ann <ann@elsewhere.example>", "Re: Offer")
-            (part,) = written.iter_attachments()
-            assert part.get_payload(decode=True) == plan
+            assert written.get_content().replace("\r\n", "\n") == plan
             (taken,) = office.provider.accepted
             assert taken.size == len(await stored(office, message_id)) == (await office.message(message_id))["size"]
 

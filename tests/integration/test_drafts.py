@@ -63,7 +63,7 @@ def test_a_draft_that_a_dead_worker_left_is_adopted_and_no_second_one_is_made(da
             assert (
                 list(office.provider.drafts or {}) == ["draft-1"] and (await office.message(message))["draft"] is None
             )
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             await office.later(LATER)
             await office.until_idle()
             row = await office.message(message)
@@ -79,7 +79,7 @@ def test_a_draft_is_deleted_when_its_gate_is_refused_unless_an_earlier_gate_boun
             box = await office.mailbox()
             (never, bound) = office.enqueue(box), office.enqueue(box)
 
-            def cancels(point: str) -> None:
+            def cancels(point: str, *_: object) -> None:
                 if point == "prepared" and office.client.get(never[0]).state != "cancelled":
                     office.client.cancel(never[0])
 
@@ -90,10 +90,10 @@ def test_a_draft_is_deleted_when_its_gate_is_refused_unless_an_earlier_gate_boun
             row = await office.message(bound[0])
             assert list(office.provider.drafts or {}) == [row["draft"]["id"]], "the first one's draft is gone"
             await office.later(timedelta(minutes=1))
-            office.process.crash_point = lambda point: office.client.pause("all") if point == "prepared" else None
+            office.process.crash_point = lambda point, *_: office.client.pause("all") if point == "prepared" else None
             await office.round()
             assert list(office.provider.drafts or {}) == [row["draft"]["id"]], "a bound draft stays"
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             office.client.resume("all")
             await office.until_idle()
             assert office.accepted == bound

@@ -72,3 +72,34 @@ def test_it_ends_as_the_folder_of_sent_mail_shows_and_nothing_leaves_twice(
         ImapServer(smtp, files_sent=files) as imap,
     ):
         run(whole())
+
+
+def test_what_was_unknown_before_the_mailbox_could_be_looked_into_is_looked_for_once_it_can(
+    database: Database, tmp_path: Path
+) -> None:
+    settings = database.settings.model_copy(update=QUIET)
+
+    async def scene(smtp: SmtpServer, imap: ImapServer) -> None:
+        async with inside(settings, SmtpProvider(settings)) as office:
+            office.client.mailboxes.add_smtp(USER, host=smtp.host, port=smtp.port, tls="clear", password=PASSWORD)
+            smtp.add_rule(stage="dot", drop="after", times=1)
+            (message,) = office.enqueue(USER)  # type: ignore[arg-type]
+            await office.round()
+            await office.later(timedelta(0))
+            await office.later(FIRST)
+            await office.look()
+            blind = await office.message(message)
+            assert (blind["looked"]["finding"], blind["look_at"]) == ("no_way", None), "nobody looks again by itself"
+            office.client.mailboxes.set_imap(USER, imap.where())
+            await office.later(timedelta(0))
+            assert (await office.message(message))["looks"] == 0, "its schedule begins anew"
+            await office.later(FIRST)
+            assert await office.look() == 1
+            assert (await office.message(message))["state"] == "sent"
+            assert len(smtp.ledger.read()) == 1
+
+    with (
+        SmtpServer(tmp_path / "accepted.jsonl", users={USER: PASSWORD}) as smtp,
+        ImapServer(smtp, files_sent=True) as imap,
+    ):
+        run(scene(smtp, imap))

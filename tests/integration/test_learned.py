@@ -13,7 +13,7 @@ from outtray_schema.learned import FLOOR
 from outtray_schema.outcome import Failed, Parked
 from outtray_worker.items import MailboxMove, Record
 from outtray_worker.providers.memory import Answer, MemoryProvider
-from outtray_worker.spool import decode, encode
+from outtray_worker.spool_entry import decode, encode
 from world import run
 
 DAY = timedelta(hours=24)
@@ -238,7 +238,7 @@ def test_a_message_wider_than_the_learned_limit_waits_until_it_has_recovered(dat
 def test_a_lesson_survives_the_spool():
     move = MailboxMove(UUID(int=1), 3, park=HOUR, park_reason="full", counts=True, learns={"messages": 100, "x": None})
     record = Record(UUID(int=2), UUID(int=1), 1, kind="parked", state="queued", spends=False, move=move)
-    assert decode(encode(record)) == record
+    assert decode(encode(record)).item == record
 
 
 def test_budgets_and_lessons_are_written_in_one_group(database):

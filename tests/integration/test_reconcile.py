@@ -422,6 +422,25 @@ def test_where_nobody_can_look_the_policy_of_the_message_then_its_mailbox_then_i
     run(scene())
 
 
+def test_the_policy_stops_where_the_messages_attempts_are_used_up_and_asks_a_person(database):
+    async def scene() -> None:
+        async with inside(database.settings, MemoryProvider()) as office:
+            most = office.process.settings.attempts
+            office.provider.answer(TAKEN, most + 1)
+            _, message = await doubted(office, TAKEN, on_unknown="resend")
+            for _ in range(2 * most + 2):  # some rounds only plan the look, or wait for its time
+                await office.later(SETTLED)
+                await office.look()
+                await office.later(timedelta(0))
+                await office.until_idle()
+            row = await office.message(message)
+            assert (row["state"], row["attempt"], len(office.accepted)) == ("unknown", most, most)
+            why = office.client.explain(message)
+            assert why.who == "operator" and f"sent {most} times, and its policy stops there" in why.reason
+
+    run(scene())
+
+
 def test_the_policy_sends_nothing_again_that_a_look_could_still_show(database):
     async def scene() -> None:
         async with inside(database.settings, Readable()) as office:

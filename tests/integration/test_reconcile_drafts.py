@@ -146,7 +146,7 @@ def test_an_orphan_that_a_dead_worker_left_of_a_message_that_ended_is_deleted_by
                 office.process.crash_point = dies_at("prepared")
                 await office.round()
                 await office.later(LEASE + timedelta(seconds=1))
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             assert office.client.cancel(message).answer == "cancelled"
             row = await office.message(message)
             assert (row["draft"], row["prepares"], len(office.provider.drafts)) == (None, 1, 1)
@@ -176,7 +176,7 @@ def test_a_draft_for_its_person_whose_worker_died_is_found_to_be_one(database, b
             (message,) = office.enqueue(box, mode="draft")
             office.process.crash_point = dies_at("handed over")
             await office.round()
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             await office.later(timedelta(hours=1))
             assert (await office.message(message))["state"] == "unknown"
             if by_hand:

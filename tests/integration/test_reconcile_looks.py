@@ -129,7 +129,7 @@ def test_duplicate_late_and_invented_hints_are_harmless(database):
 
 def test_one_session_looks_for_all_of_a_mailbox_and_a_failure_ends_it(database):
     async def scene() -> None:
-        async with inside(database.settings, Readable()) as office:
+        async with inside(database.settings, Readable(), breaker_unanswered=10) as office:
             box = await office.mailbox()
             messages = office.enqueue(box, 5)
             office.answers(*[LOST] * 5)
@@ -150,7 +150,7 @@ def test_one_session_looks_for_all_of_a_mailbox_and_a_failure_ends_it(database):
 
 def test_a_host_that_does_not_answer_keeps_no_other_host_waiting(database):
     async def scene() -> None:
-        async with inside(database.settings, Readable(), looks_at_once=4) as office:
+        async with inside(database.settings, Readable(), looks_at_once=4, breaker_mailboxes=10) as office:
             slow = [await doubted(office, TAKEN, mailbox={"host": "slow"}) for _ in range(6)]
             _, quick = await doubted(office, TAKEN, mailbox={"host": "quick"})
             held = asyncio.Event()
@@ -249,7 +249,7 @@ def test_a_worker_that_dies_between_looking_and_writing_changes_nothing(database
             office.process.crash_point = dies_at("looked")
             await office.look()
             assert (await office.message(message))["state"] == "unknown"
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             await office.later(AGAIN)
             await office.look()
             assert (await office.message(message))["state"] == "sent"

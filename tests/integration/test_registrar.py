@@ -171,7 +171,7 @@ def test_one_bad_item_does_not_fail_its_group(database, tmp_path):
             assert results == [False, True]
             assert (await w.row("message", fine.id))["state"] == "sent"
             assert (await w.row("message", message.id))["state"] == "handing_over"
-            assert list(tmp_path.glob("*.jsonl")), "what PostgreSQL will not take is kept for the operator"
+            assert list(tmp_path.glob("*.spool")), "what PostgreSQL will not take is kept for the operator"
 
     run(scene())
 
@@ -184,8 +184,8 @@ def test_an_outcome_outlives_an_outage_of_postgresql_and_a_crash(database, tmp_p
             box, message = await w.gate_one(await self_armed(w))
             async with registrar(w, tmp_path, reach=lambda: False) as r:
                 r.record(sent(message, box))
-                await until(lambda: list(tmp_path.glob("*.jsonl")))
-            kept = [item for _, items in Spool(tmp_path).orphans() for item in items]
+                await until(lambda: list(tmp_path.glob("*.spool")))
+            kept = [entry.item for file in Spool(tmp_path).orphans() for entry in file.kept]
             assert kept == [sent(message, box)]
             async with registrar(w, tmp_path) as r:
                 assert await r.record(kept[0])
@@ -201,10 +201,10 @@ def test_the_spool_is_emptied_once_postgresql_is_back(database, tmp_path):
             away = [True]
             async with registrar(w, tmp_path, reach=lambda: not away[0]) as r:
                 written = r.record(sent(message, box))
-                await until(lambda: list(tmp_path.glob("*.jsonl")))
+                await until(lambda: list(tmp_path.glob("*.spool")))
                 away[0] = False
                 assert await written
-            assert not list(tmp_path.glob("*.jsonl"))
+            assert not list(tmp_path.glob("*.spool"))
 
     run(scene())
 

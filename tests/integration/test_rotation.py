@@ -22,10 +22,15 @@ from polling import eventually
 
 APP = UUID(int=1)
 SEALED = {
-    "content": [("content", "head", 5), ("content", "body", 5), ("content_chunk", "data", 2)],
+    "content": [
+        ("content", "head", 5),
+        ("content", "body", 5),
+        ("content_chunk", "data", 2),
+        ("attachment_chunk", "data", 2),
+    ],
     "addresses": [("recipient", "address", 5), ("mailbox", "address", 3), ("suppression", "address", 1)],
     "credentials": [("mailbox", "credentials", 3), ("token", "access", 3), ("provider_app", "secret", 1)],
-}
+}  # fmt: skip
 
 
 def read_vault(path: Path) -> Vault:
@@ -57,6 +62,11 @@ def _fill(connection: psycopg.Connection[Any], vault: Vault) -> None:
     )
     for n in range(5):
         _add_message(connection, vault, new_id(), chunks=2 if n == 0 else 0)
+    file = new_id()
+    connection.execute("INSERT INTO outtray.attachment (id, app_id, digest, size) VALUES (%s, %s, 'x', 1)", [file, APP])
+    for n in range(2):
+        data = vault.content.encrypt(b"file", bindings.attachment(file, n))
+        connection.execute("INSERT INTO outtray.attachment_chunk VALUES (%s, %s, %s)", [file, n, data])
     address = vault.addresses.encrypt(b"eve@example.com", bindings.suppression(APP, b"index"))
     connection.execute(
         "INSERT INTO outtray.suppression (app_id, address_index, address, reason) VALUES (%s, 'index', %s, 'asked')",
@@ -163,8 +173,8 @@ def test_a_rotation_that_was_cut_short_goes_on_where_it_stopped(
     with closing(rotate(connection, vault, "content", batch=2)) as batches:
         assert next(batches) == 2
     # The first batch is committed, whatever becomes of the rest.
-    assert keys_in_use(connection, vault, "content") == {"k1": 10, "k2": 2}
-    assert sum(rotate(connection, vault, "content", batch=2)) == 10
+    assert keys_in_use(connection, vault, "content") == {"k1": 12, "k2": 2}
+    assert sum(rotate(connection, vault, "content", batch=2)) == 12
 
 
 def test_a_batch_is_bounded_by_its_bytes_too(
@@ -172,7 +182,7 @@ def test_a_batch_is_bounded_by_its_bytes_too(
 ) -> None:
     add_key(key_file, "content")
     monkeypatch.setattr(rotation, "BATCH_BYTES", 1)
-    assert list(rotate(connection, read_vault(key_file), "content")) == [1] * 12
+    assert list(rotate(connection, read_vault(key_file), "content")) == [1] * 14
 
 
 @pytest.mark.parametrize(
@@ -209,7 +219,7 @@ def test_a_value_that_does_not_open_stops_its_batch_and_is_left_alone(
     add_key(key_file, "content")
     with pytest.raises(CannotOpen):
         list(rotate(connection, read_vault(key_file), "content"))
-    assert keys_in_use(connection, read_vault(key_file), "content") == {"k1": 12, "k2": 0}
+    assert keys_in_use(connection, read_vault(key_file), "content") == {"k1": 14, "k2": 0}
 
 
 def test_a_key_that_is_missing_from_the_file_is_named(connection: psycopg.Connection[Any], key_file: Path) -> None:

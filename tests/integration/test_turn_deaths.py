@@ -41,6 +41,10 @@ def test_a_message_that_kills_its_worker_fails_as_poison_and_the_others_of_its_m
             row = await office.message(poison)
             assert row["state"] == "failed"
             assert row["reason"] == "poison: its worker died 3 times while preparing it"
+            told = [event for event in await office.events("failed") if event["message_id"] == poison]
+            assert [event["data"]["reason"] for event in told] == [row["reason"]] and "failed" in await office.journal(
+                poison
+            )
             assert prepared == {innocent: 1, poison: 4, other: 1, last: 1}, "the first death is not yet counted"
             assert office.accepted == [innocent, other, last]
             assert (await office.box(box))["dead_turns"] == 0
@@ -58,7 +62,7 @@ def test_a_death_beside_it_does_not_make_a_message_poison(database):
                 with suppress(Died):
                     await office.begin()
                 await office.later(LATER)
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             await office.until_idle()
             assert office.accepted == [message] and (await office.message(message))["prepares"] == 0
 
@@ -74,7 +78,7 @@ def test_a_suspects_preparation_is_counted_durably_before_it_begins(database):
             office.process.crash_point = dies_at("preparing")
             await office.round()
             await office.later(LATER)
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             seen = []
 
             async def before_prepare(_: UUID) -> None:
@@ -94,7 +98,7 @@ def test_what_a_dead_turn_left_in_its_handover_waits_and_the_mailbox_does_not(da
             first, second = office.enqueue(box, 2)
             office.process.crash_point = dies_at("handed over")
             await office.round()
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             await office.later(LATER)
             await office.until_idle()
             assert (await office.message(first))["state"] == "handing_over", "it waits for its own deadline"
@@ -219,7 +223,7 @@ def test_a_handover_found_too_late_comes_back_even_from_unknown_and_arms_its_mai
             assert (row["state"], row["attempt"], row["counted_at"]) == ("queued", 0, None)
             assert office.provider.seen["hand_over"] == 0
             assert (await office.box(box))["next_at"] is not None, "whatever sets queued arms the mailbox"
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             await office.until_idle()
             assert office.accepted == [message]
 
@@ -227,7 +231,7 @@ def test_a_handover_found_too_late_comes_back_even_from_unknown_and_arms_its_mai
 
 
 def _frozen_after_the_gate(office: Inside, message: UUID):
-    def reach(point: str) -> None:
+    def reach(point: str, *_: UUID) -> None:
         if point == "gated":
             begun = time.monotonic()
             overtake(office.w.settings, message)

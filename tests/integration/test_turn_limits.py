@@ -137,7 +137,7 @@ def test_deaths_after_the_gate_leave_the_count_exact(database):
                 office.process.crash_point = reach
                 await office.round()
                 await office.later(timedelta(minutes=20))
-            office.process.crash_point = lambda point: None
+            office.process.crash_point = lambda *_: None
             await office.until_idle()
             assert len(office.accepted) == 4 == len(set(office.accepted))
             assert await office.states() == {"unknown": 4, "queued": 6}

@@ -243,13 +243,13 @@ def test_a_handover_that_comes_too_late_has_not_begun_and_gives_its_attempt_back
             box = await office.mailbox()
             (message,) = office.enqueue(box)
             process = office.process
-            process.crash_point = lambda point: _freeze(0.1) if point == "gated" else None
+            process.crash_point = lambda point, *_: _freeze(0.1) if point == "gated" else None
             await office.round()
             row = await office.message(message)
             assert (row["state"], row["attempt"], row["handover"], row["counted_at"]) == ("queued", 0, 1, None)
             assert await office.journal(message) == ["enqueued", "gate", "not begun"]
             assert office.provider.seen["hand_over"] == 0
-            process.crash_point = lambda point: None
+            process.crash_point = lambda *_: None
             await office.until_idle()
             row = await office.message(message)
             assert (row["state"], row["attempt"], row["handover"]) == ("sent", 1, 2)

@@ -25,6 +25,10 @@ from polling import eventually
 
 USER = "ann@sender.example"
 PASSWORD = "real-servers-Zx9"
+GONE, BUSY = "gone@receiver.example", "busy@receiver.example"
+"""Recipients that Postfix refuses: for good, and for now."""
+SIZE_LIMIT = 3_000_000
+
 NEEDED = ("/usr/sbin/postfix", "/usr/sbin/dovecot", "/usr/lib/dovecot/imap")
 
 MASTER = """
@@ -80,7 +84,8 @@ smtpd_tls_auth_only = yes
 smtpd_tls_cert_file = {certificate}
 smtpd_tls_key_file = {key}
 smtpd_relay_restrictions = permit_sasl_authenticated, reject
-smtpd_recipient_restrictions = permit_sasl_authenticated, reject
+smtpd_recipient_restrictions = check_recipient_access texthash:{folder}/refused, permit_sasl_authenticated, reject
+message_size_limit = {size_limit}
 """
 
 DOVECOT = """
@@ -141,6 +146,10 @@ class MailServers:
         """The copies that were filed."""
         return sorted((self.folder / "mail" / USER / ".Sent").glob("new/*"))
 
+    def copies(self) -> list[Path]:
+        """All of Sent: what Postfix filed, and what came by APPEND, which is marked as read."""
+        return sorted((self.folder / "mail" / USER / ".Sent").glob("[cn]*/*"))
+
     def log(self) -> str:
         """What both servers wrote."""
         return "".join(
@@ -183,13 +192,14 @@ def _configured(folder: Path, files_sent: bool) -> MailServers:
     filing = f"sender_bcc_maps = texthash:{folder}/filing" if files_sent else ""
     values = {
         "folder": folder, "smtp": smtp, "imap": imap, "auth": auth, "filing": filing, "uid": nobody.pw_uid,
-        "gid": group.gr_gid, "certificate": tls.certificate, "key": tls.key,
+        "gid": group.gr_gid, "certificate": tls.certificate, "key": tls.key, "size_limit": SIZE_LIMIT,
     }  # fmt: skip
     (folder / "postfix" / "main.cf").write_text(MAIN.format(**values))
     (folder / "postfix" / "master.cf").write_text(MASTER.format(**values).lstrip())
     (folder / "dovecot.conf").write_text(DOVECOT.format(**values))
     (folder / "users").write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n")
     (folder / "filing").write_text(f"{USER} ann@sent.sender.example\n")
+    (folder / "refused").write_text(f"{GONE} 550 5.1.1 no such user\n{BUSY} 450 4.2.1 receiving too fast\n")
     # A trailing slash means maildir format, and Sent is a folder of Maildir++ (virtual(8), Postfix 3.7).
     (folder / "mailboxes").write_text(f"{USER} {USER}/\nann@sent.sender.example {USER}/.Sent/\n")
     return MailServers(folder, smtp, imap, tls)

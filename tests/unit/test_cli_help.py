@@ -13,7 +13,7 @@ from command_line import CommandLine
 from outtray.cli.application import build
 from outtray.cli.exits import Exit
 
-NOT_FOR_MACHINES = {"worker", "dispatcher", "flower", "demo"}
+NOT_FOR_MACHINES = {"worker", "dispatcher", "flower", "intake", "demo"}
 """Processes, which write logs (OUTTRAY_LOG_FORMAT=json), and a show."""
 
 
@@ -36,7 +36,8 @@ def test_every_command_that_was_promised_is_there() -> None:
         migrate, doctor, worker, dispatcher, flower, provider-app add, provider-app list, provider-app set-secret,
         provider-app set, provider-app remove, budget add, budget list, budget set, budget remove,
         mailbox connect google, mailbox connect microsoft, mailbox disconnect, mailbox revoke,
-        mailbox consents, mailbox add delegated, sandbox"""
+        mailbox consents, mailbox add delegated, sandbox, journal verify, journal seals, journal show, spool list,
+        spool show, spool replay"""
     assert {tuple(each.split()) for each in promised.split(",")} <= set(COMMANDS)
 
 

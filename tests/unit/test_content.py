@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +18,7 @@ from outtray_schema.errors import CannotOpen, InvalidMessage
 from outtray_schema.ids import new_id
 from outtray_schema.keyfile import new_keys
 from outtray_schema.message import Message
-from outtray_schema.mime import FrozenMime, freeze
+from outtray_schema.mime import Apart, FrozenMime, freeze
 from outtray_schema.vault import vault_of
 
 VAULT = vault_of(new_keys(), "test")
@@ -65,6 +67,14 @@ def test_the_bound_between_inline_and_chunks_is_exact(extra: int) -> None:
     sealed = sealed_content(VAULT, MESSAGE_ID, frozen()[0], FrozenMime(CHUNK + extra, bytes(32), pieces))
     assert (sealed.body is None) == bool(extra)
     assert len(list(sealed.chunks())) == 2 * extra
+
+
+def test_a_head_with_files_apart_is_one_that_the_release_before_cannot_take_for_a_whole_message() -> None:
+    head = replace(frozen()[0], apart=(Apart(7, new_id(), 8), Apart(9, new_id(), 10)))
+    text = head.to_json()
+    assert Head.from_json(text) == head
+    with pytest.raises(ValueError, match="unpack"):  # what it did with a head: it tries again later, and sends nothing
+        _, _, _, _, _, *_ = json.loads(text)
 
 
 def test_nothing_sealed_shows_what_it_holds() -> None:

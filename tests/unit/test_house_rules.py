@@ -21,10 +21,12 @@ ROOTS = {
 CELERYS_TIMING = {"countdown", "eta", "rate_limit", "autoretry_for", "default_retry_delay", "retry_backoff"}
 # What `pip install outtray` brings without an extra.
 LIGHT = {"sqlalchemy", "psycopg", "psycopg_pool", "redis", "pydantic", "pydantic_core", "pydantic_settings",
-         "cryptography"}  # fmt: skip
+         "cryptography", "idna", "inscriptis", "lxml", "puremagic"}  # fmt: skip
 HEAVY = {"alembic", "celery", "kombu", "typer", "rich", "aiosmtplib", "uvloop", "flower", "tenacity", "structlog"}
 # What comes with the extra `cli`: the commands, and the migrations that one of them runs.
 OF_THE_COMMAND_LINE = ("producer/outtray/cli/", "schema/outtray_schema/migrat")
+# What comes with the extra `templates`.
+OF_TEMPLATES = ("producer/outtray/templating.py",)
 READS_THE_ENVIRONMENT = {
     "schema/outtray_schema/settings.py",
     "schema/outtray_schema/vault.py",
@@ -80,12 +82,12 @@ def _known_to(path: str) -> set[str]:
     if root == "sandbox":
         return set(ROOTS)
     own = {"schema": "outtray_schema", "producer": "outtray", "worker": "outtray_worker"}[root]
-    return {"outtray_schema", own} | ({"outtray"} if path == "worker/outtray_worker/commands.py" else set())
+    return {"outtray_schema", own} | ({"outtray"} if path.startswith("worker/outtray_worker/commands") else set())
 
 
 def light_where_a_crm_installs_it(tree: ast.AST, path: str) -> Iterator[str]:
     """Schema and producer need nothing that is heavier than their dependencies; the command line is an extra."""
-    if not path.startswith(("schema/", "producer/")) or path.startswith(OF_THE_COMMAND_LINE):
+    if not path.startswith(("schema/", "producer/")) or path.startswith(OF_THE_COMMAND_LINE + OF_TEMPLATES):
         return
     for line, module in imported(tree):
         top = module.partition(".")[0]
@@ -97,7 +99,7 @@ def providers_know_no_queue(tree: ast.AST, path: str) -> Iterator[str]:
     if not path.startswith("worker/outtray_worker/providers/"):
         return
     for line, module in imported(tree):
-        known = ("outtray_worker.providers", "outtray_worker.deadline")
+        known = ("outtray_worker.providers", "outtray_worker.deadline", "outtray_worker.crash")
         if module.startswith("outtray_worker") and not module.startswith(known):
             yield f"{line}: imports {module}"
 
@@ -183,3 +185,15 @@ def test_importing_the_client_loads_nothing_heavy():
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "outtray_schema" in loaded
     assert loaded & (HEAVY | {"outtray_worker", "outtray_sandbox"}) == set()
+
+
+# What a worker loads only once a mailbox needs it: half of the time that its start took (measured 2026-11).
+LATE = {"googleapiclient", "google.auth", "httplib2", "msal", "aiohttp", "requests"}
+
+
+def test_importing_a_worker_loads_no_client_of_a_provider():
+    program = "import sys, outtray_worker.serve, outtray_worker.process; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "outtray_worker.engine" in loaded
+    assert loaded & LATE == set()

@@ -23,7 +23,7 @@ from outtray_worker.providers.microsoft.answers import (
 )
 from outtray_worker.providers.microsoft.limits import UPLOAD_WINDOW, UPLOADS, Lanes
 from outtray_worker.providers.microsoft.scopes import Grant
-from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.redact import Redactor
 from outtray_worker.providers.web import Answer
 from outtray_worker.providers.web.rows import Signal, Step
 from outtray_worker.providers.web.signals import Signals

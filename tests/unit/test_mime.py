@@ -23,6 +23,7 @@ from outtray_schema.attachment import Attachment
 from outtray_schema.errors import InvalidMessage
 from outtray_schema.message import Message
 from outtray_schema.mime import FrozenMime, base64_lines, freeze, new_rfc_message_id
+from outtray_schema.plaintext import text_of_html
 
 SENDER = Address("me@example.com", "Me Myself")
 DATE = datetime(2027, 1, 31, 9, 30, tzinfo=UTC)
@@ -113,12 +114,13 @@ def test_what_is_read_back_is_what_was_asked_for(
     attachments = [Attachment(name, data) for name, data in files]
     headers = {"X-Own": header} if header else {}
     text = "" if text is None and html is None else text
+    read = text_of_html(html) or None if text is None and html is not None else text
     mime = frozen(to=to, subject=subject, text=text, html=html, attachments=attachments, headers=headers)
     message = parsed(mime)
     assert message.get("Subject", "") == subject
     assert addresses_in(message, "To") == [(each.name, each.email) for each in to]
     assert message.get("X-Own", "") == header
-    for kind, body in (("plain", text), ("html", html)):
+    for kind, body in (("plain", read), ("html", html)):
         part = cast("EmailMessage | None", message.get_body((kind,)))
         assert (content_of(part) if part is not None else None) == (None if body is None else lines_of(body))
     found = [(each.get_filename(), each.get_payload(decode=True)) for each in message.iter_attachments()]

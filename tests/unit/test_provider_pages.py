@@ -12,7 +12,7 @@ from outtray_schema.consent import SCOPES, Issuer, Reach
 from outtray_schema.mime import PROVIDER_SIZE
 from outtray_schema.settings import load_settings
 from outtray_worker.providers.gmail.scopes import PREFIX, grants_of
-from outtray_worker.providers.web import Web
+from outtray_worker.providers.late import LateWeb
 from outtray_worker.providers.web.signals import Signals
 from outtray_worker.quotas.units import units_of_handover
 from outtray_worker.reconcile.schedule import GOING_ON, SCHEDULES
@@ -91,7 +91,7 @@ def test_the_scopes_page_tells_when_is_looked_and_when_silence_counts(provider: 
 
 def test_the_features_page_has_a_column_and_a_page_for_every_provider() -> None:
     settings = load_settings()
-    assert set(TITLES) == set(default_providers(settings, Web(settings), Signals()))
+    assert set(TITLES) == set(default_providers(settings, LateWeb(settings), Signals()))
     page = read("features.md")
     for name, title in TITLES.items():
         assert title in page.splitlines()[2]

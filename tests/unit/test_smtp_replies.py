@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outtray_schema.outcome import Failed, Held, Parked, Retry
+from outtray_worker.providers.redact import Redactor
 from outtray_worker.providers.smtp.body import DotStuffing
 from outtray_worker.providers.smtp.dialogue import path
-from outtray_worker.providers.smtp.redact import Redactor
 from outtray_worker.providers.smtp.replies import ROWS, Phase, classify, enhanced_code
 from outtray_worker.providers.smtp.wire import Garbled, Wire
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from outtray_schema import bindings
 from outtray_schema.consent import SMTP_AUDIENCE
 from outtray_schema.vault import Vault
+from outtray_worker.auth.logins import LoginGuard
 from outtray_worker.auth.tokens import Auth, MailboxTokens
 from outtray_worker.providers import Account
 
@@ -48,8 +49,17 @@ def open_account(vault: Vault, box: SealedMailbox, auth: Auth) -> Account:
     if box.credentials is not None:
         sealed = vault.credentials.decrypt(box.credentials, bindings.credentials(box.id, box.credentials_version))
         credentials = json.loads(sealed)
-    if credentials.get("kind", PASSWORD) == PASSWORD:
-        return Account(box.id, box.host, box.server, address["address"], credentials, frozenset(box.scopes))
+    by_password = credentials.get("kind", PASSWORD) == PASSWORD
+    logins = _logins(box, auth, by_password) if box.provider == "smtp" else None
+    if by_password:
+        scopes = frozenset(box.scopes)
+        return Account(box.id, box.host, box.server, address["address"], credentials, scopes, logins=logins)
     tokens = MailboxTokens(auth, box, SMTP_AUDIENCE if box.provider == "smtp" else "")
     named = {"username": credentials.get("username") or address["address"]}
-    return Account(box.id, box.host, box.server, address["address"], named, frozenset(box.scopes), tokens)
+    return Account(box.id, box.host, box.server, address["address"], named, frozenset(box.scopes), tokens, logins)
+
+
+def _logins(box: SealedMailbox, auth: Auth, by_password: bool) -> LoginGuard:
+    """Credentials by consent get a new version at each refresh, which says nothing about them."""
+    version = box.credentials_version if by_password else 0
+    return LoginGuard(auth.connection, box.id, version, getattr(box, "logins_are_clean", False))

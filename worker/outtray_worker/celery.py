@@ -32,6 +32,9 @@ def celery_app(settings: Settings, role: str) -> Celery:
         worker_disable_rate_limits=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A Redis that fails over, is read-only or full answers with an error and keeps the connection: without this the
+        # worker ends of it, with status 1 (celery/worker/consumer/consumer.py, 5.7.0; tried 2026-11).
+        broker_channel_error_retry=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         task_publish_retry_policy={"max_retries": 1},
         # Flower asks from up to 32 threads at once, and each question takes two connections while it waits for the

@@ -16,6 +16,8 @@ from uuid import UUID
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import dict_row
 
+from outtray_worker.deadline import boottime
+
 # Locks the round's mailboxes in the order of their ids. A parked mailbox needs no condition of its own: `next_at` is
 # never earlier than `parked_until`. A turn whose lease ran out counts as dead, whoever notices it first.
 CLAIM = """
@@ -32,14 +34,15 @@ FROM free, t
 WHERE m.id = free.id AND m.status = 'active' AND m.next_at <= t.now
   AND (m.turn_until IS NULL OR m.turn_until <= t.now)
 RETURNING m.id, m.app_id, m.provider, m.provider_app, m.host, m.server, m.address, m.credentials, m.credentials_version,
-    m.scopes, m.plan, m.limits, m.learned, m.turn_fence AS fence, m.dead_turns, m.parks, t.now,
+    m.scopes, m.plan, m.limits, m.learned, m.times, m.logins, m.turn_fence AS fence, m.dead_turns, m.parks, t.now,
     EXISTS (SELECT FROM outtray.mailbox_budget b WHERE b.mailbox_id = m.id) AS has_budgets
 """
 
 # Reads what each claimed mailbox has due, by priority and then by due time; locks nothing.
 DUE = """
 SELECT m.mailbox_id, m.id, m.version, m.priority, m.due_at, m.attempt, m.prepares, m.handover, m.failing_since,
-    m.give_up_after, m.recipients, m.external, m.size, m.rfc_message_id, m.draft, m.only_draft, t.now
+    m.give_up_after, m.recipients, m.external, m.size, m.rfc_message_id, m.draft, m.only_draft, t.now,
+    m.times
 FROM (SELECT outtray.outtray_now() AS now) t, unnest(%(ids)b::uuid[]) AS box (id),
     (VALUES (0::smallint), (1::smallint), (2::smallint)) AS p (priority), LATERAL (
     SELECT * FROM outtray.message m
@@ -90,6 +93,15 @@ class ClaimedMailbox:
     now: datetime
     """The database's clock at the claim."""
     has_budgets: bool
+    times: Mapping[str, Any] | None = None
+    logins: Mapping[str, Any] | None = None
+    asked_at: float = 0.0
+    """`boottime()` when the claim was sent: the database's clock read `now` at that moment or later."""
+
+    @property
+    def logins_are_clean(self) -> bool:
+        """No login failed of late, and no turn died in one: the first needs no count before it is tried."""
+        return not self.logins and not self.dead_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +125,17 @@ class DueMessage:
     draft: Mapping[str, Any] | None
     only_draft: bool
     now: datetime
+    times: Mapping[str, Any] | None = None
 
 
 async def claim(
     connection: AsyncConnection[Any], ids: Sequence[UUID], lease: timedelta, worker: str
 ) -> list[ClaimedMailbox]:
     """Claim the free and due ones of `ids`. If the answer is lost, the claim is left to its lease, never guessed."""
+    asked_at = boottime()
     async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
         await cursor.execute(CLAIM, {"ids": list(ids), "lease": lease, "worker": worker}, prepare=True)
-        return [ClaimedMailbox(**row) for row in await cursor.fetchall()]
+        return [ClaimedMailbox(**row, asked_at=asked_at) for row in await cursor.fetchall()]
 
 
 async def ask_due(connection: AsyncConnection[Any], ids: Sequence[UUID], limit: int) -> AsyncCursor[Any]:

@@ -18,6 +18,7 @@ from outtray.cli.mailboxes import Mailbox, mailbox_name
 from outtray.cli.options import AppName, Json, examples
 from outtray.cli.screen import done, errors, facts, hint, out, print_json, size
 from outtray.cli.session import database, ready_services
+from outtray_worker import commands_intake, commands_spool
 
 if TYPE_CHECKING:
     from outtray.mailboxes import Mailbox as MailboxView
@@ -44,6 +45,8 @@ def register(app: typer.Typer) -> None:
     mailboxes.group.add_typer(connect.commands(ask_for_consent, learn_senders), name="connect")
     mailboxes.group.command("senders", epilog=examples("outtray mailbox senders ann@example.com"))(senders)
     mailboxes.group.command("test", epilog=examples("outtray mailbox test ann@example.com"))(check_mailbox)
+    commands_spool.register(app)
+    commands_intake.register(app)
 
 
 def worker() -> None:

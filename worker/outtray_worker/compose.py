@@ -13,23 +13,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
 from outtray_schema import bindings
 from outtray_schema.address import Address
-from outtray_schema.answering import Original, compose, message_asked, original_of, original_of_ours
+from outtray_schema.answering import Original, compose, follower_asked, message_asked, original_of, original_of_ours
 from outtray_schema.attachment import Attachment
 from outtray_schema.consent import guarantee
-from outtray_schema.content import CHUNK, Answers, Head, open_body, open_chunk, open_head
+from outtray_schema.content import (
+    Answers,
+    Head,
+    open_body,
+    open_chunk,
+    open_file_chunk,
+    open_head,
+    put_together,
+)
 from outtray_schema.errors import InvalidMessage
 from outtray_schema.message import Message
-from outtray_schema.mime import PROVIDER_SIZE, FrozenMime, freeze, header_block
+from outtray_schema.mime import PROVIDER_SIZE, Apart, FrozenMime, freeze, header_block
 from outtray_schema.outcome import Failed, Outcome
 from outtray_schema.quoting import MOST, foreign_file
 from outtray_schema.vault import Vault
@@ -58,8 +67,11 @@ SELECT m.id, m.mailbox_id, m.state, m.size, m.provider_id, m.rfc_message_id, m.c
     (SELECT c.head FROM outtray.content c WHERE c.message_id = m.id) AS head
 FROM outtray.message m WHERE m.id = %(id)s
 """
+# The same of the message that one follows.
+BEFORE = OURS.replace("%(id)s", "(SELECT f.follows FROM outtray.message f WHERE f.id = %(id)s)")
 BODY = "SELECT c.body FROM outtray.content c WHERE c.message_id = %(id)s"
 CHUNKS = "SELECT k.n, k.data FROM outtray.content_chunk k WHERE k.message_id = %(id)s ORDER BY k.n"
+FILE = "SELECT k.n, k.data FROM outtray.attachment_chunk k WHERE k.attachment_id = %(id)s ORDER BY k.n"
 
 # Lets a message wait for its original, without spending anything of its own; locks its row.
 WAIT = """
@@ -78,8 +90,9 @@ class Composed:
 class _Found:
     """The original, and how its provider knows it."""
 
-    original: Original = field(repr=False)
-    answers: Answers
+    original: Original | None = field(repr=False)
+    """None: a follower that begins a thread of its own."""
+    answers: Answers | None
 
 
 async def make_final(
@@ -121,7 +134,7 @@ class _Composing:
             return await self._run()
 
     async def _run(self) -> Composed | Outcome:
-        found = await (self._ours(UUID(self._asked["ours"])) if "ours" in self._asked else self._theirs())
+        found = await self._find()
         if not isinstance(found, _Found):
             return found
         try:
@@ -136,6 +149,20 @@ class _Composing:
 
     # ── the original ────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def _find(self) -> _Found | Composed | Outcome:
+        if "follows" in self._asked:
+            return await self._followed()
+        return await (self._ours(UUID(self._asked["ours"])) if "ours" in self._asked else self._theirs())
+
+    async def _followed(self) -> _Found | Composed | Outcome:
+        """The latest message before it in its sequence that was sent; none, and it begins a thread of its own."""
+        before = await self._row(self._message.id, BEFORE) if self._asked["follows"] else None
+        while before is not None and before["state"] in _NEVER_LEFT:
+            before = await self._row(before["id"], BEFORE)
+        if before is None or before["mailbox_id"] != self._box.id or before["head"] is None:
+            return _Found(None, None)
+        return await self._ours(before["id"])
+
     async def _ours(self, original_id: UUID) -> _Found | Composed | Outcome:
         """One of ours: known once it was sent. Until then this message waits, at no cost of its own."""
         row = await self._row(original_id)
@@ -147,8 +174,8 @@ class _Composing:
             return await self._wait(row)
         if self._forwards and row["size"] > MOST:
             return _too_large(row["size"])
-        mime = await self._stored(original_id) if self._forwards else None
         head = open_head(self._vault, original_id, row["head"])
+        mime = await self._stored(original_id, head.apart) if self._forwards else None
         rfc_message_id = await self._delivered_id(row)
         if not isinstance(rfc_message_id, str):
             return rfc_message_id
@@ -198,20 +225,31 @@ class _Composing:
     async def _reply(self, found: _Found) -> Final:
         """Only its own headers change, so a body of any size stays as it is stored."""
         message, headers = await asyncio.to_thread(self._answered, found)
-        if self._message.size <= CHUNK:
-            stored = b"".join([piece async for piece in self._content.body()])
+        apart = self._moved(len(headers) - self._asked["headers"])
+        files = sum(each.size for each in apart)
+        if (stored := self._content.inline) is not None:
             whole = headers + stored[self._asked["headers"] :]
-            mime = FrozenMime(len(whole), hashlib.sha256(whole).digest(), lambda: iter((whole,)))
+            mime = FrozenMime(
+                len(whole) + files, hashlib.sha256(whole).digest(), lambda: iter((whole,)), len(headers), apart
+            )
             return await asyncio.to_thread(self._sealed, message, found, mime)
-        digest, size = hashlib.sha256(headers), len(headers)
-        async for piece in _after_headers(self._content.body()):
+        digest, size = hashlib.sha256(headers), len(headers) + files
+        async for piece in _after_headers(self._content.around()):
             digest.update(piece)
             size += len(piece)
-        return with_new_headers(self._vault, self._message.id, self._head(message, found), headers, digest, size)
+        head = self._head(message, found, apart)
+        return with_new_headers(self._vault, self._message.id, head, headers, digest, size)
+
+    def _moved(self, by: int) -> tuple[Apart, ...]:
+        """Where its files stand behind headers that are so much longer."""
+        return tuple(replace(each, at=each.at + by) for each in self._content.head.apart)
 
     def _answered(self, found: _Found) -> tuple[Message, bytes]:
         """The answer, and its own headers."""
-        message = compose(message_asked(self._asked), found.original, self._own)
+        if found.original is None:
+            message = follower_asked(self._asked, self._content.head.subject)
+        else:
+            message = compose(message_asked(self._asked), found.original, self._own)
         return message, header_block(message, self._sender, self._message.rfc_message_id, self._date)
 
     async def _forward(self, found: _Found) -> Final:
@@ -220,15 +258,19 @@ class _Composing:
         return await asyncio.to_thread(self._forwarded, found, stored)
 
     def _forwarded(self, found: _Found, stored: bytes) -> Final:
+        assert found.original is not None  # noqa: S101 - only a follower may answer nobody
         message = compose(message_asked(self._asked, stored), found.original, self._own)
         mime = freeze(message, sender=self._sender, rfc_message_id=self._message.rfc_message_id, date=self._date)
         return self._sealed(message, found, mime)
 
     def _sealed(self, message: Message, found: _Found, mime: FrozenMime) -> Final:
-        return anew(self._vault, self._message.id, self._head(message, found), mime)
+        return anew(self._vault, self._message.id, self._head(message, found, mime.apart), mime)
 
-    def _head(self, message: Message, found: _Found) -> Head:
-        return replace(Head.of(message, self._sender, found.answers), metadata=self._content.head.metadata)
+    def _head(self, message: Message, found: _Found, apart: tuple[Apart, ...]) -> Head:
+        """What was asked for at the door and is not among what `asked` keeps stays as it is."""
+        asked = self._content.head
+        head = Head.of(message, self._sender, found.answers, apart=apart)
+        return replace(head, metadata=asked.metadata, form=asked.form)
 
     @property
     def _sender(self) -> Address:
@@ -236,6 +278,8 @@ class _Composing:
 
     @property
     def _date(self) -> datetime:
+        if "follows" in self._asked:
+            return self._message.now  # what was accepted days ago must not arrive as that old
         return datetime.fromisoformat(self._asked["date"])
 
     @property
@@ -270,21 +314,28 @@ class _Composing:
     def _named(self) -> dict[str, Any]:
         return {"id": self._message.id, "version": self._version}
 
-    async def _row(self, message_id: UUID) -> dict[str, Any] | None:
+    async def _row(self, message_id: UUID, statement: str = OURS) -> dict[str, Any] | None:
         async with self._process.pool.connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute(OURS, {"id": message_id})
+            await cursor.execute(statement, {"id": message_id})
             return await cursor.fetchone()
 
-    async def _stored(self, message_id: UUID) -> bytes:
+    async def _stored(self, message_id: UUID, apart: Sequence[Apart]) -> bytes:
         """The frozen MIME of one of ours."""
         async with self._process.pool.connection() as connection:
             row = await (await connection.execute(BODY, {"id": message_id}, binary=True)).fetchone()
             if row is None:
                 raise ContentMissing("the original's content was erased")
             if row[0] is not None:
-                return open_body(self._vault, message_id, row[0])
-            chunks = await (await connection.execute(CHUNKS, {"id": message_id}, binary=True)).fetchall()
-        return b"".join(open_chunk(self._vault, message_id, n, data) for n, data in chunks)
+                around = open_body(self._vault, message_id, row[0])
+            else:
+                chunks = await (await connection.execute(CHUNKS, {"id": message_id}, binary=True)).fetchall()
+                around = b"".join(open_chunk(self._vault, message_id, n, data) for n, data in chunks)
+            files = {each.attachment_id: await self._file(connection, each.attachment_id) for each in apart}
+        return put_together(around, apart, files)
+
+    async def _file(self, connection: AsyncConnection[Any], attachment_id: UUID) -> bytes:
+        rows = await (await connection.execute(FILE, {"id": attachment_id}, binary=True)).fetchall()
+        return b"".join(open_file_chunk(self._vault, attachment_id, n, data) for n, data in rows)
 
 
 async def _after_headers(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -7,23 +7,30 @@ worker holds at most `OUTTRAY_CONTENT_MEMORY` of it, however large the messages 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from psycopg_pool import AsyncConnectionPool
 
-from outtray_schema.content import CHUNK, BodyCheck, Head, open_body, open_chunk, open_head
+from outtray_schema.content import CHUNK, BodyCheck, Head, open_body, open_chunk, open_file_chunk, open_head
+from outtray_schema.errors import CannotOpen
+from outtray_schema.mime import Apart
 from outtray_schema.vault import Vault
 from outtray_worker.claim import DueMessage
 
 READ = "SELECT message_id, head, body, body_hash FROM outtray.content WHERE message_id = ANY(%s)"
 READ_CHUNK = "SELECT data FROM outtray.content_chunk WHERE message_id = %s AND n = %s"
+READ_FILE = "SELECT data FROM outtray.attachment_chunk WHERE attachment_id = %s AND n = %s"
 
 STREAMED = 3 * CHUNK
 """Bytes counted for a streamed message: the sealed piece, the opened one, and what the socket still holds."""
+
+FILES = 16 * CHUNK
+"""Bytes of files that many messages carry, kept for the next of them: at most this, and a quarter of the memory. A
+campaign's file is read once, not once a message."""
 
 GROUP = 64
 """Contents read by one statement at most: a few hundred KB, which come in a few turns of the event loop."""
@@ -50,8 +57,31 @@ class Content:
     _inline: bytes | None
     _hash: bytes
 
+    @property
+    def inline(self) -> bytes | None:
+        """The frozen MIME less its files that are stored apart, where it is small enough to be held."""
+        return self._inline
+
     async def body(self) -> AsyncIterator[bytes]:
         """The frozen MIME from its beginning, in pieces of at most 1 MiB. Raises `CannotOpen` if one is missing."""
+        at, apart = 0, deque(self.head.apart)
+        async for piece in self.around():
+            rest = piece
+            while apart and apart[0].at <= at + len(rest):
+                before, rest = rest[: apart[0].at - at], rest[apart[0].at - at :]
+                at += len(before)
+                if before:
+                    yield before
+                async for some in self._reader.read_file(apart.popleft()):
+                    yield some
+            at += len(rest)
+            if rest:
+                yield rest
+        if apart:
+            raise CannotOpen("content", "the body is not complete")
+
+    async def around(self) -> AsyncIterator[bytes]:
+        """The frozen MIME less its files that are stored apart."""
         if self._inline is not None:
             yield self._inline
             return
@@ -67,6 +97,56 @@ class Content:
         self._reader.give_back(held)
 
 
+async def arrived(content: asyncio.Future[Content]) -> Content:
+    """What was asked for. Cancelled between its coming and our waking it is given back, for nobody else has it."""
+    try:
+        return await content
+    except asyncio.CancelledError:
+        forget(content)
+        raise
+
+
+def forget(content: asyncio.Future[Content]) -> None:
+    """Give back what was read for nothing, or will be."""
+    if not content.cancel() and not content.cancelled() and content.exception() is None:
+        content.result().release()
+
+
+_Chunk = tuple[UUID, int]
+
+
+class _Files:
+    """Pieces of files that were read last, up to a number of bytes. Turns that want the same one read it once."""
+
+    def __init__(self, most: int, read: Callable[[_Chunk], Awaitable[bytes]]) -> None:
+        self._most = most
+        self._read = read
+        self._kept: OrderedDict[_Chunk, bytes] = OrderedDict()
+        self._size = 0
+        self._reading: dict[_Chunk, asyncio.Task[bytes]] = {}
+
+    async def get(self, key: _Chunk) -> bytes:
+        """b"" where there is none. Raises what reading raises."""
+        if (known := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
+            return known
+        if (task := self._reading.get(key)) is None:
+            task = self._reading[key] = asyncio.ensure_future(self._fetch(key))
+        return await asyncio.shield(task)  # others may wait for it too
+
+    async def _fetch(self, key: _Chunk) -> bytes:
+        try:
+            piece = await self._read(key)
+        finally:
+            del self._reading[key]
+        if piece:
+            self._kept[key] = piece
+            self._size += len(piece)
+        while self._size > self._most:
+            self._size -= len(self._kept.popitem(last=False)[1])
+        return piece
+
+
 class ContentReader:
     """Hands content to turns. `run()` is the process's one reading loop."""
 
@@ -78,13 +158,14 @@ class ContentReader:
         self._freed = asyncio.Event()
         self._wanted: deque[tuple[DueMessage, int, asyncio.Future[Content]]] = deque()
         self._more = asyncio.Event()
+        self._files = _Files(min(FILES, memory // 4), self._read_file_chunk)
 
     async def load(self, message: DueMessage) -> Content:
         """Read one message's content; waits for memory first. Raises `ContentMissing`."""
         while self._held and self._held + self._cost(message) > self._memory:
             self._freed.clear()
             await self._freed.wait()
-        return await self._ask(message)
+        return await arrived(self._ask(message))
 
     def ask_ahead(self, messages: Iterable[DueMessage]) -> Iterator[tuple[UUID, asyncio.Future[Content]]]:
         """Ask for these messages' content, as far as there is room without waiting for another turn's."""
@@ -170,6 +251,22 @@ class ContentReader:
             cursor = await connection.execute(READ_CHUNK, [message_id, number], binary=True)
             row = await cursor.fetchone()
         return open_chunk(self._vault, message_id, number, row[0]) if row else None
+
+    async def read_file(self, file: Apart) -> AsyncIterator[bytes]:
+        """A file that is stored apart, as it stands in the MIME. Raises `CannotOpen` if it is not what was frozen."""
+        left, number = file.size, 0
+        while left > 0 and (piece := await self._files.get((file.attachment_id, number))):
+            left -= len(piece)
+            number += 1
+            if left >= 0:
+                yield piece
+        if left:
+            raise CannotOpen("content", "a file of it is not complete")
+
+    async def _read_file_chunk(self, key: tuple[UUID, int]) -> bytes:
+        async with self._pool.connection() as connection:
+            row = await (await connection.execute(READ_FILE, key, binary=True)).fetchone()
+        return open_file_chunk(self._vault, *key, row[0]) if row else b""
 
     @staticmethod
     def _cost(message: DueMessage) -> int:

@@ -25,6 +25,8 @@ from redis.exceptions import RedisError
 
 from outtray_schema import wakes
 from outtray_schema.settings import Settings
+from outtray_worker import queues
+from outtray_worker.crash import crash_points
 from outtray_worker.deadline import boottime
 from outtray_worker.heartbeat import EVERY, beat, leave
 from outtray_worker.pick import arm, pick, pick_few, unpick
@@ -32,6 +34,8 @@ from outtray_worker.prune import prune
 from outtray_worker.reconcile.pick import pick_looks
 from outtray_worker.reconcile.schedule import Schedules
 from outtray_worker.rounds import EXPRESS, ORDINARY, Rounds
+from outtray_worker.seal import EVERY as SEAL_EVERY
+from outtray_worker.seal import seal
 from outtray_worker.sweep import sweep
 from outtray_worker.tend import tend
 
@@ -65,10 +69,21 @@ class Dispatcher:
         self._stopping = asyncio.Event()
         self._redis_away = False
         self._swept_at = -math.inf
+        self._crash_point = crash_points(settings.crash_at)
 
     async def run(self) -> None:
         """Run every loop until `stop()`; a loop that PostgreSQL or Redis fails rests and goes on."""
-        loops = (self._take_wakes, self._publish, self._look, self._tend, self._sweep, self._prune, self._beat)
+        loops = (
+            self._take_wakes,
+            self._publish,
+            self._look,
+            self._tend,
+            self._sweep,
+            self._seal,
+            self._show_queues,
+            self._prune,
+            self._beat,
+        )
         async with asyncio.TaskGroup() as group:
             for loop in loops:
                 group.create_task(self._for_ever(loop))
@@ -107,6 +122,7 @@ class Dispatcher:
     async def _take_wakes(self, connection: AsyncConnection[Any]) -> float:
         taken = await self._pop_wakes()
         if taken:
+            self._crash_point("woken", *taken)
             await arm(connection, taken)
             if min(taken.values()) <= datetime.now(UTC):
                 self._due.set()
@@ -152,6 +168,7 @@ class Dispatcher:
 
     async def _send(self, connection: AsyncConnection[Any], picked: list[UUID], priority: int) -> None:
         size = self._settings.round_mailboxes
+        self._crash_point("picked", *picked)
         for start in range(0, len(picked), size):
             try:
                 async with self._broker:
@@ -159,6 +176,7 @@ class Dispatcher:
             except Exception:
                 await unpick(connection, picked[start:])
                 raise
+        self._crash_point("published", *picked)
 
     async def _look(self, connection: AsyncConnection[Any]) -> float:
         """Publish due looks for evidence while rounds leave room for them. One that nobody carries out is due again."""
@@ -174,11 +192,12 @@ class Dispatcher:
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _tend(self, connection: AsyncConnection[Any]) -> float:
-        moved = await tend(connection, self._settings.settle_time, self._schedules)
+        settings = self._settings
+        moved = await tend(connection, settings.settle_time, self._schedules, settings.attempts)
         if any(moved.values()):
             log.info("tended", **{name.replace(" ", "_"): count for name, count in moved.items() if count})
             self._due.set()
-        return self._settings.tend_every.total_seconds()
+        return settings.tend_every.total_seconds()
 
     async def _sweep(self, connection: AsyncConnection[Any]) -> float:
         """Once a minute; oftener while Redis is away, for then every wake is lost."""
@@ -195,6 +214,17 @@ class Dispatcher:
     async def _beat(self, connection: AsyncConnection[Any]) -> float:
         await beat(connection, self._name, "dispatcher", {"redis": not self._redis_away})
         return EVERY
+
+    async def _seal(self, connection: AsyncConnection[Any]) -> float:
+        return 0.0 if await seal(connection) else SEAL_EVERY
+
+    async def _show_queues(self, connection: AsyncConnection[Any]) -> float:
+        """Once a minute, by whichever dispatcher comes first, and only while rounds leave room."""
+        if await self._backlog_room() > 0 and await queues.is_our_turn(self._redis):
+            counts = await queues.read_counts(connection)
+            async with self._broker:
+                await asyncio.to_thread(self._rounds.publish_queues, counts)
+        return queues.EVERY / 6
 
     async def _prune(self, connection: AsyncConnection[Any]) -> float:
         await prune(connection, self._settings)

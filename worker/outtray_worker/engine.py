@@ -204,10 +204,11 @@ class Engine:
         started: set[UUID] = set()
         try:
             async with self._process.pool.connection() as connection:
+                self._process.crash_point("claiming", *boxes)
                 claimed = await claim(connection, list(boxes), self._process.settings.lease, self._process.name)
                 if claimed:
                     self._seen_hosts.update((box.id, box.host) for box in claimed)
-                    self._process.crash_point("claimed")
+                    self._process.crash_point("claimed", *(box.id for box in claimed))
                     started = await self._start(connection, claimed, registrar)
         except psycopg.Error as error:
             log.warning("a round was left to its lease", mailboxes=len(boxes), error=type(error).__name__)
@@ -234,6 +235,7 @@ class Engine:
         """Read, in later snapshots than the claim's, what the claimed mailboxes may send; then start their turns."""
         process = self._process
         begun = await process.quotas.read(connection, claimed, process.settings.turn_messages)
+        process.crash_point("due read", *(each.mailbox.id for each in begun if each.messages))
         granted, _ = await take_together(process.pace, [each.wants for each in begun])
         for each, tokens in zip(begun, granted, strict=True):
             turn = Turn(
@@ -282,5 +284,5 @@ class Engine:
         While PostgreSQL is away turns cannot end; then it is enough that no handover is open.
         """
         await self.notify()
-        while self._turns and (self._process.registrar.healthy or self._process.handing_over):
+        while self._turns and (self._process.writing or self._process.handing_over):
             await asyncio.wait(self._turns, timeout=LOOK_AGAIN)

@@ -41,7 +41,10 @@ async def beat_for_ever(process: Process) -> None:
         while True:
             with contextlib.suppress(psycopg.Error, PoolTimeout):
                 async with process.pool.connection() as connection:
-                    info = {"turns": process.engine.turns, "waiting": process.registrar.waiting}
+                    info = {
+                        "turns": process.engine.turns,
+                        "waiting": process.registrar.waiting + process.express_lane.waiting,
+                    }
                     await beat(connection, process.name, "worker", info)
             await asyncio.sleep(EVERY)
     finally:

@@ -60,6 +60,10 @@ VALUES (%(app_id)s, %(mailbox_id)s, %(id)s, %(kind)s, %(data)s)
 """
 
 
+ENDED_OTHERWISE = ("cancelled", "expired")
+"""States that provider ids do not change: what was asked for, or too late, stays so, and is shown to have left."""
+
+
 async def record_late(connection: AsyncConnection[Any], record: Record) -> bool:
     """Write what the answer still means, in the caller's transaction. True: the message stands as it says."""
     async with connection.cursor(row_factory=dict_row) as cursor:
@@ -77,7 +81,8 @@ async def record_late(connection: AsyncConnection[Any], record: Record) -> bool:
     if taken:
         await _believe(connection, row, record)
     detail = {
-        "state": row["state"],
+        "was": row["state"],
+        "state": "sent" if taken and row["state"] not in ENDED_OTHERWISE else row["state"],
         "answer": record.state,
         "reason": record.reason,
         "evidence": dict(record.evidence or {}),
@@ -112,7 +117,7 @@ async def _believe(connection: AsyncConnection[Any], row: dict[str, Any], record
     }
     told = {"app_id": row["app_id"], "mailbox_id": row["mailbox_id"], "id": record.message_id}
     touched = (await connection.execute(TOUCH_USAGE, [record.message_id, record.handover])).rowcount
-    if row["state"] in ("cancelled", "expired"):
+    if row["state"] in ENDED_OTHERWISE:
         await connection.execute(SHOW_LEFT, ids)
         await connection.execute(TELL, told | {"kind": "left_anyway", "data": Jsonb({"state": row["state"]})})
         return

@@ -31,8 +31,11 @@ from outtray_schema.outcome import Held, Parked
 from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault, load_vault
 from outtray_worker.accounts import SealedMailbox, open_account
+from outtray_worker.afterwards import EVERY, follow_for_ever
 from outtray_worker.auth.tokens import Auth
+from outtray_worker.breaker import Breakers
 from outtray_worker.content import READERS, ContentReader
+from outtray_worker.copies import file_for_ever
 from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline
 from outtray_worker.engine import Engine
@@ -42,7 +45,7 @@ from outtray_worker.lease import Leases
 from outtray_worker.metrics import Metrics
 from outtray_worker.pick import pick
 from outtray_worker.providers import Provider, Session, Shut
-from outtray_worker.providers.web import Web
+from outtray_worker.providers.late import LateWeb
 from outtray_worker.providers.web.signals import Signals
 from outtray_worker.quarantine import Quarantine
 from outtray_worker.quotas.check import Quotas
@@ -52,6 +55,7 @@ from outtray_worker.registrar import Registrar
 from outtray_worker.replay import replay_for_ever
 from outtray_worker.spool import Spool
 from outtray_worker.unknown_signals import write_signals
+from outtray_worker.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -64,6 +68,10 @@ SIGNALS_EVERY = 60.0
 
 CANCEL_AGAIN = 0.2
 """Seconds after which a loop that did not end is cancelled once more."""
+
+PROBE = "outtray:probe"
+"""Written now and then to see that Redis takes writes: a read-only one, or one that is full, answers a PING too, and
+brings no rounds."""
 
 POOL_SIZE = 4
 """Connections for claims and quotas; the registrar has one of its own."""
@@ -91,7 +99,7 @@ class Process:
         self,
         settings: Settings,
         providers: Mapping[str, Provider],
-        web: Web | None = None,
+        web: LateWeb | None = None,
         signals: Signals | None = None,
     ) -> None:
         """`web` and `signals` are what the providers share: closed, and written, by the process."""
@@ -131,6 +139,7 @@ class Process:
         self.content = ContentReader(self._content_pool, self.vault, settings.content_memory)
         self.pace = Pace(self.redis, settings)
         self.quotas = Quotas(self.pool)
+        self.breakers = Breakers(settings, self.pool.connection)
         self.quarantine = Quarantine(settings.suspect_alone)
         self.forwarding = asyncio.Semaphore(FORWARDS)
         self.lag = Lag()
@@ -144,7 +153,10 @@ class Process:
             self._vital(self._serve_without_broker(), "fallback"),
             self._vital(replay_for_ever(self), "replay"),
             self._vital(beat_for_ever(self), "heartbeat"),
+            self._vital(follow_for_ever(self), "afterwards"),
+            self._vital(file_for_ever(self, EVERY), "copies"),
             self._vital(self._write_signals(), "signals"),
+            self._vital(self.breakers.run(), "breakers"),
         ]
         self._registrar_task = self._vital(self.registrar.run(), "registrar")
         self._express_task = self._vital(self.express_lane.run(), "express lane")
@@ -211,6 +223,11 @@ class Process:
                 task.cancel()
             _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN)
 
+    @property
+    def writing(self) -> bool:
+        """Whether what turns ask is being written: neither registrar has lost PostgreSQL."""
+        return self.registrar.healthy and self.express_lane.healthy
+
     # ── what turns ask ──────────────────────────────────────────────────────────────────────────────────────────
 
     def open_session(self, box: SealedMailbox) -> Session:
@@ -260,7 +277,7 @@ class Process:
         reached = Deadline.after(settings.broker_patience)
         while True:
             try:
-                await self.redis.ping()
+                await self.redis.set(PROBE, b"1", ex=60)
                 reached = Deadline.after(settings.broker_patience)
                 await asyncio.sleep(min(1.0, settings.broker_patience.total_seconds() / 3))
             except (RedisError, OSError):
@@ -286,6 +303,7 @@ class ProcessThread:
     def __init__(self, process: Process) -> None:
         self.process = process
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._watchdog: Watchdog | None = None
         self._ready = threading.Event()
         self._trouble: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -296,6 +314,9 @@ class ProcessThread:
         self._ready.wait()
         if self._trouble is not None:
             raise self._trouble
+        if self._loop is not None:
+            self._watchdog = Watchdog(self._loop, self.process.settings.watchdog)
+            self._watchdog.start()
 
     def admit(self, mailbox_ids: list[UUID], express: bool = False) -> int:
         """Block until the round's last mailbox is admitted."""
@@ -316,6 +337,8 @@ class ProcessThread:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        if self._watchdog is not None:
+            self._watchdog.stop()
 
     def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:

@@ -10,17 +10,21 @@ from psycopg import AsyncConnection, sql
 from psycopg.errors import CheckViolation
 
 from outtray_schema.settings import Settings
+from outtray_worker.erasing import erase
+from outtray_worker.journal_days import drop_sealed
 
 log = structlog.get_logger()
 
 DAYS_AHEAD = 7
 CHUNK = 500
-PARTITIONED = ("event", "journal")
+PARTITIONED = ("event", "journal", "journal_link")
 
-# A message younger than its window may still count: it moves to `usage` before its row goes (rule 14).
+# What a follower still waits for, or answers, stays. A message younger than its window may still count: it moves to
+# `usage` before its row goes (rule 14). Its history stays for as long as the journal is kept.
 DELETE_MESSAGES = """
 WITH old AS (
-    SELECT id FROM outtray.message WHERE ended_at <= outtray.outtray_now() - %(keep)s LIMIT %(chunk)s
+    SELECT m.id FROM outtray.message m WHERE m.ended_at <= outtray.outtray_now() - %(keep)s
+      AND NOT (m.has_followers AND outtray.is_followed(m.id)) LIMIT %(chunk)s
     FOR UPDATE SKIP LOCKED),
 kept AS (
     INSERT INTO outtray.usage (mailbox_id, counted_at, recipients, external, externals, message_id, handover, source)
@@ -28,13 +32,27 @@ kept AS (
         ARRAY(SELECT DISTINCT r.address_index FROM outtray.recipient r WHERE r.message_id = m.id AND r.external),
         m.id, m.handover, 'deleted'
     FROM outtray.message m JOIN old ON old.id = m.id WHERE m.counted_at > outtray.outtray_now() - interval '25 hours'
-    ON CONFLICT (message_id, handover) WHERE message_id IS NOT NULL DO NOTHING)
-DELETE FROM outtray.message m USING old WHERE m.id = old.id
+    ON CONFLICT (message_id, handover) WHERE message_id IS NOT NULL DO NOTHING),
+gone AS (DELETE FROM outtray.message m USING old WHERE m.id = old.id RETURNING m.id, m.mailbox_id)
+INSERT INTO outtray.journal (message_id, mailbox_id, kind, detail)
+SELECT id, mailbox_id, 'deleted', '{"reason": "older than messages are kept"}' FROM gone
 """
 
 DELETE_USAGE = "DELETE FROM outtray.usage WHERE counted_at <= outtray.outtray_now() - interval '25 hours'"
 DELETE_BUDGET_HOURS = "DELETE FROM outtray.budget_hour WHERE hour <= outtray.outtray_now() - interval '26 hours'"
 DELETE_PROCESSES = "DELETE FROM outtray.process WHERE beat_at <= outtray.outtray_now() - interval '1 day'"
+
+# Files that no content needs any more. What a transaction holds that is just about to need it is passed over.
+UNNEEDED = """
+SELECT a.id FROM outtray.attachment a
+WHERE NOT EXISTS (SELECT FROM outtray.content_attachment c WHERE c.attachment_id = a.id)
+LIMIT %(chunk)s FOR UPDATE SKIP LOCKED
+"""
+# In a later statement, hence a later snapshot, than the lock: who came to need it before the lock is seen now.
+DELETE_UNNEEDED = """
+DELETE FROM outtray.attachment a WHERE a.id = ANY(%(ids)s)
+    AND NOT EXISTS (SELECT FROM outtray.content_attachment c WHERE c.attachment_id = a.id)
+"""
 
 PARTITIONS = """
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -45,12 +63,15 @@ WHERE i.inhparent = %s::regclass AND c.relname ~ '_[0-9]{8}$'
 async def prune(connection: AsyncConnection[Any], settings: Settings) -> dict[str, int]:
     """Create the partitions of the coming days, drop those that are too old, delete what has ended long ago."""
     now = await _now(connection)
-    kept = {"event": settings.keep_events, "journal": settings.keep_journal}
     counts = {}
     for table in PARTITIONED:
         await _create_ahead(connection, table, now.date())
-        counts[f"{table} days"] = await _drop_old(connection, table, (now - kept[table]).date())
+    counts["event days"] = await _drop_old(connection, "event", (now - settings.keep_events).date())
+    days, before = await _days(connection, "journal"), (now - settings.keep_journal).date()
+    counts["journal days"] = await drop_sealed(connection, days, before)
     counts["messages"] = await _delete_messages(connection, settings.keep_messages)
+    counts["contents"] = await erase(connection, settings)
+    counts["attachments"] = await _delete_unneeded(connection)
     for statement in (DELETE_USAGE, DELETE_BUDGET_HOURS, DELETE_PROCESSES):
         await connection.execute(statement)
     return counts
@@ -101,4 +122,15 @@ async def _delete_messages(connection: AsyncConnection[Any], keep: timedelta) ->
         deleted = (await connection.execute(DELETE_MESSAGES, {"keep": keep, "chunk": CHUNK})).rowcount
         total += deleted
         if deleted < CHUNK:
+            return total
+
+
+async def _delete_unneeded(connection: AsyncConnection[Any]) -> int:
+    total = 0
+    while True:
+        async with connection.transaction():
+            rows = await (await connection.execute(UNNEEDED, {"chunk": CHUNK})).fetchall()
+            deleted = await connection.execute(DELETE_UNNEEDED, {"ids": [row[0] for row in rows]})
+        total += deleted.rowcount
+        if len(rows) < CHUNK:
             return total

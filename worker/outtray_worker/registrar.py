@@ -22,6 +22,7 @@ import structlog
 from psycopg import AsyncConnection
 
 from outtray_schema.settings import Settings
+from outtray_worker.crash import group_points
 from outtray_worker.deadline import Deadline, boottime
 from outtray_worker.group import GroupAnswer, read_back, why_stopped, write_group
 from outtray_worker.items import Gate, Item, MailboxMove, Passed, Record, Refusal, Stopped
@@ -76,6 +77,7 @@ class Registrar:
         self._closing = False
         self._waited = 0.0
         self._wrote_at = 0.0
+        self._reached = group_points(settings.crash_at)
         self.healthy = True
 
     # ── what turns ask ──────────────────────────────────────────────────────────────────────────────────────────
@@ -190,7 +192,12 @@ class Registrar:
             async with asyncio.timeout(self._settings.lease.total_seconds()):
                 await self._settle_doubts(connection, group)
                 _set_doubts(group, [True] * len(group))
-                answer = await write_group(connection, [w.item for w in group if not w.answer.done()])
+                items = [w.item for w in group if not w.answer.done()]
+                if self._reached:
+                    self._reached(items, "submitted")
+                answer = await write_group(connection, items)
+                if self._reached:
+                    self._reached(items, "committed")
         except TimeoutError:
             await self._disconnect()
             raise psycopg.OperationalError("PostgreSQL did not answer in time") from None

@@ -12,6 +12,8 @@ from uuid import UUID
 
 from celery import Celery
 
+from outtray_worker.queues import TASK as QUEUES_TASK
+
 QUEUE = "rounds"
 TASK = "outtray.round"
 LOOK_TASK = "outtray.look"
@@ -37,12 +39,18 @@ class Rounds:
         """Put looks for these messages into the queue. Raises what the broker raises; they are picked again anyway."""
         self._send(LOOK_TASK, message_ids, ORDINARY, {})
 
+    def publish_queues(self, counts: Mapping[str, int]) -> None:
+        """Show these counts in Flower: the task does nothing but be seen. Raises what the broker raises."""
+        self._publish(QUEUES_TASK, (), ORDINARY, counts)
+
     def _send(self, task: str, ids: Sequence[UUID], priority: int, arguments: Mapping[str, bool]) -> None:
+        self._publish(task, [[str(each) for each in ids]], priority, arguments)
+
+    def _publish(self, task: str, args: Sequence[Any], priority: int, kwargs: Mapping[str, Any]) -> None:
         self._open()
         try:
-            texts = [str(each) for each in ids]
             self._app.send_task(
-                task, args=[texts], kwargs=dict(arguments), queue=QUEUE, producer=self._producer, retry=False,
+                task, args=args, kwargs=dict(kwargs), queue=QUEUE, producer=self._producer, retry=False,
                 priority=priority,
             )  # fmt: skip
         except Exception:

@@ -9,6 +9,7 @@ import signal
 import socket
 import warnings
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 from uuid import UUID
 
@@ -24,11 +25,10 @@ from outtray_worker.dispatcher import Dispatcher
 from outtray_worker.logs import configure_logs
 from outtray_worker.process import Process, ProcessThread, connect
 from outtray_worker.providers import Provider
-from outtray_worker.providers.gmail import GmailProvider
-from outtray_worker.providers.microsoft import MicrosoftProvider
+from outtray_worker.providers.late import LateProvider, LateWeb
 from outtray_worker.providers.smtp import SmtpProvider
-from outtray_worker.providers.web import Web
 from outtray_worker.providers.web.signals import Signals
+from outtray_worker.queues import TASK as QUEUES_TASK
 from outtray_worker.rounds import LOOK_TASK, TASK, Rounds
 
 EXPRESS_FETCH = 0.05
@@ -37,38 +37,46 @@ EXPRESS_FETCH = 0.05
 THREADS = 8
 """Celery threads per worker process: each only waits until its round is admitted."""
 
+PROVIDERS = "outtray_worker.providers"
 
-def default_providers(settings: Settings, web: Web, signals: Signals) -> Mapping[str, Provider]:
-    """The providers that a worker knows by default."""
+
+def default_providers(settings: Settings, web: LateWeb, signals: Signals) -> Mapping[str, Provider]:
+    """The providers that a worker knows by default. Those with large libraries are loaded by their first mailbox."""
+
+    def late(name: str, provider: str) -> LateProvider:
+        module = f"{PROVIDERS}.{name}"
+        return LateProvider(name, lambda: getattr(import_module(module), provider)(settings, web(), signals))
+
     return {
         "smtp": SmtpProvider(settings),
-        "gmail": GmailProvider(settings, web, signals),
-        "microsoft": MicrosoftProvider(settings, web, signals),
+        "gmail": late("gmail", "GmailProvider"),
+        "microsoft": late("microsoft", "MicrosoftProvider"),
     }
 
 
 def run_worker(settings: Settings, providers: Mapping[str, Provider] | None = None) -> None:
     """Run one worker process until SIGTERM: handovers under way finish and are recorded, then exit 0."""
     configure_logs(settings)
-    web, signals = Web(settings), Signals()
+    web, signals = LateWeb(settings), Signals()
     known = providers or default_providers(settings, web, signals)
     thread = ProcessThread(Process(settings, known, web, signals))
     app = worker_app(settings, thread)
     # Celery's advice on pickle as root and on late acks does not concern a worker that takes JSON and acks early.
     warnings.simplefilter("ignore", SecurityWarning)
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
-    app.worker_main(
-        [
-            "--quiet",
-            "worker",
-            "--pool=threads",
-            f"--concurrency={THREADS}",
-            "--without-gossip",
-            "--without-mingle",
-            f"--hostname=outtray-{os.getpid()}@{socket.gethostname()}",
-            "--loglevel=WARNING",
-        ]
+    # As its command line would start it, but without that: it brings a shell and every other command (0.2 s of CPU).
+    worker = app.Worker(
+        pool_cls="threads",
+        concurrency=THREADS,
+        hostname=f"outtray-{os.getpid()}@{socket.gethostname()}",
+        without_gossip=True,
+        without_mingle=True,
+        loglevel="WARNING",
+        quiet=True,
     )
+    worker.start()
+    if worker.exitcode:
+        raise SystemExit(worker.exitcode)
 
 
 def worker_app(settings: Settings, thread: ProcessThread) -> Celery:
@@ -82,6 +90,10 @@ def worker_app(settings: Settings, thread: ProcessThread) -> Celery:
     @app.task(name=LOOK_TASK)  # type: ignore[untyped-decorator]
     def look(message_ids: list[str]) -> None:
         thread.look(_parsed(message_ids))
+
+    @app.task(name=QUEUES_TASK)  # type: ignore[untyped-decorator]
+    def show_queues(**_: int) -> None:
+        """Its arguments are what Flower shows."""
 
     def started(**_: Any) -> None:
         thread.start()

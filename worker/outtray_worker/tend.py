@@ -12,11 +12,14 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
+from outtray_schema.settings import Settings
 from outtray_worker.reconcile.plan import plan_looks
 from outtray_worker.reconcile.schedule import DEFAULT, Schedules
 
 CHUNK = 500
 """Rows that one statement takes."""
+
+ATTEMPTS: int = Settings.model_fields["attempts"].default
 
 # A turn whose lease ran out: the mailbox is free at once for its other messages.
 END_DEAD_TURNS = """
@@ -61,10 +64,14 @@ INSERT INTO outtray.event (app_id, mailbox_id, message_id, kind, data)
 SELECT app_id, mailbox_id, id, 'expired', jsonb_build_object('reason', reason) FROM ended
 """
 
+# Followers of messages that were stored before them, and those that were locked when the message before them ended.
+FOLLOW_UP = "SELECT outtray.follow_up_1(%(chunk)s)"
+
 # The policy is for what nobody can look for: the message's own, else its mailbox's, else its app's. Where a look can
-# show something, only that counts.
+# show something, only that counts. It stops where a message's own failures would: else one that a broken server takes
+# and never answers is sent for ever. It stays unknown then, and waits for a person.
 _BLIND = """u.state = 'unknown' AND u.look_handover = u.handover AND u.look_at IS NULL
-      AND u.looked->>'finding' = 'no_way' AND u.cancel_asked_at IS NULL
+      AND u.looked->>'finding' = 'no_way' AND u.cancel_asked_at IS NULL AND u.attempt < %(attempts)s
       AND coalesce(u.on_unknown, b.on_unknown, a.on_unknown) = 'resend'"""
 
 # Mailboxes before messages, in the order of ids: that is the order of the gate.
@@ -107,14 +114,17 @@ FROM t WHERE m.id IN (SELECT mailbox_id FROM queued)
 """
 
 
-async def tend(connection: AsyncConnection[Any], settle: timedelta, schedules: Schedules = DEFAULT) -> dict[str, int]:
+async def tend(
+    connection: AsyncConnection[Any], settle: timedelta, schedules: Schedules = DEFAULT, attempts: int = ATTEMPTS
+) -> dict[str, int]:
     """One look at everything that time has overtaken. Returns how many of each were moved on."""
     return {
         "dead turns": await _all_of(connection, END_DEAD_TURNS),
         "unknown": await _all_of(connection, MARK_UNKNOWN),
         "looks planned": await plan_looks(connection, schedules),
         "expired": await _all_of(connection, EXPIRE),
-        "resent": await _resend(connection, settle),
+        "followed up": await _follow_up(connection),
+        "resent": await _resend(connection, settle, attempts),
     }
 
 
@@ -127,10 +137,21 @@ async def _all_of(connection: AsyncConnection[Any], statement: str) -> int:
             return total
 
 
-async def _resend(connection: AsyncConnection[Any], settle: timedelta) -> int:
+async def _follow_up(connection: AsyncConnection[Any]) -> int:
+    total = 0
+    while True:
+        row = await (await connection.execute(FOLLOW_UP, {"chunk": CHUNK})).fetchone()
+        taken: int = row[0] if row else 0
+        total += taken
+        if taken < CHUNK:
+            return total
+
+
+async def _resend(connection: AsyncConnection[Any], settle: timedelta, attempts: int) -> int:
+    asked = {"settle": settle, "attempts": attempts}
     async with connection.transaction():
-        cursor = await connection.execute(RESENDABLE, {"settle": settle, "chunk": CHUNK})
+        cursor = await connection.execute(RESENDABLE, asked | {"chunk": CHUNK})
         boxes = [row[0] for row in await cursor.fetchall()]
         if boxes:
-            await connection.execute(RESEND, {"settle": settle, "boxes": boxes})
+            await connection.execute(RESEND, asked | {"boxes": boxes})
         return len(boxes)

@@ -22,9 +22,12 @@ from psycopg_pool import PoolTimeout
 
 from outtray_schema.errors import CannotOpen, UnknownKey
 from outtray_schema.outcome import Failed, NotBegun, Outcome, Parked, Retry, Sent, Unknown
+from outtray_worker import partial
+from outtray_worker.abandon import abandon
+from outtray_worker.breaker import NO_ANSWERS
 from outtray_worker.claim import ClaimedMailbox, DueMessage
 from outtray_worker.compose import Composed, make_final
-from outtray_worker.content import AHEAD, Content, ContentMissing
+from outtray_worker.content import AHEAD, Content, ContentMissing, arrived, forget
 from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed, Refusal, Stopped
 from outtray_worker.lease import Lease
@@ -32,6 +35,7 @@ from outtray_worker.providers import Draft, Mail, Original, Prepared, Session
 from outtray_worker.quotas.budgets import Spend
 from outtray_worker.quotas.tokens import Tokens
 from outtray_worker.record import Attempt, doubt, ends_turn, record_of, refusal_of
+from outtray_worker.windows import CLOSED, TurnTimes
 
 if TYPE_CHECKING:
     from outtray_worker.process import Process
@@ -76,6 +80,7 @@ class Turn:
         self._position = 0
         self._ahead: deque[tuple[UUID, asyncio.Future[Content]]] = deque()
         self._rest: Rest | None = None
+        self._times = TurnTimes(process.pool, mailbox)
 
     async def run(self) -> bool:
         """Deliver what may be delivered, then end. True: the mailbox is due again at once."""
@@ -94,12 +99,17 @@ class Turn:
             self._position = position
             if self._over():
                 return None
+            if self._moves_on(message):
+                continue
             limit = await self._binding(message)
-            rest = await self._over_quota(message, limit) if limit else await self._pace()
+            rest = await self._closed() or (await self._over_quota(message, limit) if limit else await self._pace())
             if rest is not None:
                 return rest
             if limit:
                 continue
+            rest = await self._held_by_breaker()
+            if rest is not None:
+                return rest
             if not await self._deliver(message):
                 return self._rest
         return None
@@ -114,6 +124,27 @@ class Turn:
         return await self._process.quotas.binding(self._mailbox, self._allowance, message)
 
     # ── before a message ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _moves_on(self, message: DueMessage) -> bool:
+        """Its own window is closed: it is due again once that opens, and the others go on."""
+        wait = self._times.wait_of(message)
+        if wait is not None:
+            closed = Refusal(message.id, self._mailbox.id, message.version, kind=CLOSED, again=wait, reason=CLOSED)
+            self._write(closed)
+        return wait is not None
+
+    async def _closed(self) -> Rest | None:
+        """The mailbox's own window and gap; no attempt is spent by either."""
+        rest = await self._times.rest(self._until)
+        return Rest(*rest) if rest is not None else None
+
+    async def _held_by_breaker(self) -> Rest | None:
+        """Its host fails for most mailboxes. Only the one that is the probe goes on, with this one message."""
+        held = await self._process.breakers.hold(self._mailbox)
+        if held is None:
+            return None
+        self._tokens.give_back()
+        return Rest(*held)
 
     async def _pace(self) -> Rest | None:
         """A token is taken only for a message that the quota lets pass."""
@@ -159,13 +190,26 @@ class Turn:
             self._tokens.give_back()
             return True
         if not isinstance(prepared, _Ready):
+            self._process.breakers.note(self._mailbox, prepared)
             self._write(refusal_of(attempt, prepared))
             return not ends_turn(prepared)
         try:
-            self._process.crash_point("prepared")
+            self._process.crash_point("prepared", message.id)
+            if prepared.content.head.partial and not await self._note_refused(attempt, prepared.mail):
+                return False
             return await self._gate_and_hand_over(attempt, prepared.mail)
         finally:
             prepared.content.release()
+
+    async def _note_refused(self, attempt: Attempt, mail: Prepared) -> bool:
+        """Whom the server refuses of a partial mail is written before its gate: it outlives a death at the dot."""
+        try:
+            await partial.note(self._process.pool, attempt, getattr(mail, "refused", ()))
+        except (psycopg.Error, PoolTimeout) as error:
+            await mail.abandon()
+            self._write(refusal_of(attempt, _trouble(attempt.message, error)))
+            return False
+        return True
 
     async def _gate_and_hand_over(self, attempt: Attempt, prepared: Prepared) -> bool:
         settings = self._process.settings
@@ -173,18 +217,24 @@ class Turn:
         # the gate writes as `handover_until` is later than `answer_by`, however long its answer takes (rule 5).
         begin_by = Deadline.after(settings.handover_begin)
         answer_by = Deadline(begin_by.at + settings.handover_answer.total_seconds())
+        # The gate's "window?": nothing begins once it has closed, however long the gate's answer takes.
+        begin_by = self._times.begin_by(begin_by, attempt.message)
         passed = await self._registrar.gate(self._gate(attempt, prepared.draft), begin_by)
         if isinstance(passed, Stopped):
             await self._stop(attempt, prepared, passed)
             return not passed.turn_over
         if not attempt.message.only_draft:
             self._allowance.take(attempt.message)
+        self._times.began(attempt.message)
         self._read_ahead(self._position + 1)
-        self._process.crash_point("gated")
+        self._process.crash_point("gated", attempt.message.id)
         outcome = await self._hand_over(prepared, begin_by, answer_by)
-        self._process.crash_point("handed over")
+        self._process.crash_point("handed over", attempt.message.id)
         self._settle(attempt, passed, outcome)
-        return not ends_turn(outcome)
+        own = self._process.breakers.note(self._mailbox, outcome)
+        if own is not None:
+            self._rest = Rest(own, NO_ANSWERS)
+        return own is None and not ends_turn(outcome)
 
     def _gate(self, attempt: Attempt, draft: Draft | None) -> Gate:
         message, mailbox = attempt.message, self._mailbox
@@ -203,7 +253,7 @@ class Turn:
 
     async def _stop(self, attempt: Attempt, prepared: Prepared, stopped: Stopped) -> None:
         self._tokens.give_back()
-        await prepared.abandon()
+        await abandon(self._process, attempt, prepared, stopped)
         if stopped.rest is not None:
             self._rest = Rest(stopped.rest, stopped.reason)
         elif stopped.never:
@@ -245,7 +295,7 @@ class Turn:
         message = attempt.message
         content: Content | None = None
         ready = None
-        self._process.crash_point("preparing")
+        self._process.crash_point("preparing", message.id)
         try:
             async with asyncio.timeout(self._process.settings.prepare_limit.total_seconds()):
                 content = await self._content(message)
@@ -271,8 +321,8 @@ class Turn:
         while self._ahead:
             message_id, content = self._ahead.popleft()
             if message_id == message.id:
-                return await content
-            _forget(content)
+                return await arrived(content)
+            forget(content)
         return await self._process.content.load(message)
 
     def _read_ahead(self, position: int) -> None:
@@ -296,7 +346,7 @@ class Turn:
 
     async def _close(self) -> None:
         for _, content in self._ahead:
-            _forget(content)
+            forget(content)
         self._tokens.return_unused()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(self._process.settings.connect_timeout.total_seconds()):
@@ -315,12 +365,6 @@ class Turn:
         if self._unwritten is not None:
             await self._unwritten
         return await ending
-
-
-def _forget(content: asyncio.Future[Content]) -> None:
-    """Give back what was read for nothing, or will be."""
-    if not content.cancel() and content.exception() is None:
-        content.result().release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +386,9 @@ def _mail(message: DueMessage, content: Content, suspect: bool) -> Mail:
         draft=Draft(**message.draft) if message.draft else None,
         suspect=suspect,
         only_draft=message.only_draft,
+        partial=content.head.partial,
+        as_mime=content.head.form is not None,
+        unaltered=content.head.form == "raw",
     )
 
 

@@ -80,7 +80,8 @@ def _show_counts(counts: CancelCounts, as_json: bool) -> None:
         for number, text in (
             (counts.handing_over, "with the provider right now: may leave; cancelled if they come back"),
             (counts.may_have_left, "will not be handed over again, but may have left before"),
-            (counts.ended, "had ended before"),
+            (counts.ended, "had just ended"),
+            (counts.already_sent, "had been sent before"),
         ):
             if number:
                 out.print(f"  {number:,} {text}", soft_wrap=True)

@@ -10,17 +10,23 @@ from outtray.cli import (
     cancel,
     connect,
     doctor,
+    erase,
     events,
     explain,
+    forecast,
+    journal,
     keys,
     mailboxes,
     message,
     migrate,
     provider_apps,
     resolve,
+    retry,
     send,
     status,
+    suppress,
     switches,
+    templates,
     usage,
 )
 
@@ -38,18 +44,24 @@ def register(app: typer.Typer) -> None:
 
 def _add_mail(app: typer.Typer) -> None:
     app.command("send", epilog=send.EXAMPLES, rich_help_panel=_MAIL)(send.send)
+    app.add_typer(templates.group, name="template", rich_help_panel=_MAIL)
     app.add_typer(message.group, name="message", rich_help_panel=_MAIL)
     app.command("cancel", epilog=cancel.CANCEL_EXAMPLES, rich_help_panel=_MAIL)(cancel.cancel)
     app.command("reschedule", epilog=cancel.RESCHEDULE_EXAMPLES, rich_help_panel=_MAIL)(cancel.reschedule)
     app.command("resolve", epilog=resolve.EXAMPLES, rich_help_panel=_MAIL)(resolve.resolve)
+    app.command("retry", epilog=retry.EXAMPLES, rich_help_panel=_MAIL)(retry.retry)
 
 
 def _add_care(app: typer.Typer) -> None:
     app.command("status", epilog=status.EXAMPLES, rich_help_panel=_CARE)(status.status)
     app.command("explain", epilog=explain.EXAMPLES, rich_help_panel=_CARE)(explain.explain)
+    app.command("forecast", epilog=forecast.EXAMPLES, rich_help_panel=_CARE)(forecast.forecast)
     app.command("pause", epilog=switches.PAUSE_EXAMPLES, rich_help_panel=_CARE)(switches.pause)
     app.command("resume", epilog=switches.RESUME_EXAMPLES, rich_help_panel=_CARE)(switches.resume)
+    app.add_typer(suppress.group, name="suppress", rich_help_panel=_CARE)
+    app.command("erase", epilog=erase.EXAMPLES, rich_help_panel=_CARE)(erase.erase)
     app.command("events", epilog=events.EXAMPLES, rich_help_panel=_CARE)(events.events)
+    app.add_typer(journal.group, name="journal", rich_help_panel=_CARE)
 
 
 def _add_setting_up(app: typer.Typer) -> None:

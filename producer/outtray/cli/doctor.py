@@ -19,8 +19,8 @@ from rich.markup import escape
 
 from outtray.cli.exits import Exit
 from outtray.cli.options import Json, examples
-from outtray.cli.queue_facts import read_processes, redis_client
-from outtray.cli.screen import count, duration, facts, out, print_json
+from outtray.cli.queue_facts import read_breakers, read_processes, redis_client
+from outtray.cli.screen import count, duration, facts, moment, out, print_json
 from outtray.cli.session import database, services
 from outtray.revision import newest_revision, revision
 from outtray_schema.database import conninfo
@@ -36,6 +36,9 @@ TESTED_POSTGRES = 180000
 SKEW = timedelta(seconds=2)
 """Between clocks; more than this and times in logs and on pages mislead. No decision compares two clocks."""
 
+LINKED_WITHIN = timedelta(minutes=5)
+"""An entry of the journal that is older and not linked yet has waited too long; half a minute is usual."""
+
 Grade = Literal["ok", "warning", "trouble"]
 _MARKS = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "trouble": "[red]✗[/]"}
 
@@ -45,6 +48,20 @@ SELECT current_setting('server_version_num')::int AS number, current_setting('se
     clock_timestamp() AS now
 """
 SHIFT = "SELECT shift FROM outtray.clock"
+
+# Reads since when entries of the journal wait to be linked, NULL if none does, and how many seals there are; locks
+# nothing.
+JOURNAL = """
+SELECT outtray.outtray_now() - (SELECT j.at FROM outtray.journal j WHERE j.id > s.sealed_to ORDER BY j.id LIMIT 1)
+    AS behind, (SELECT count(*) FROM outtray.journal_seal) AS seals
+FROM outtray.journal_sealing s
+"""
+
+# Counts the messages that killed their workers within the last week, through the index of what failed; locks nothing.
+POISON = """
+SELECT count(*) AS n, max(m.ended_at) AS last FROM outtray.message m
+WHERE m.state = 'failed' AND m.reason LIKE 'poison: %' AND m.ended_at > outtray.outtray_now() - interval '7 days'
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +147,10 @@ def _postgresql(settings: Settings) -> Iterator[Finding]:
             yield migrated
             if migrated.grade == "ok":
                 yield from _shift(connection)
+                yield _journal(connection)
                 yield from _processes(connection)
+                yield from _breakers(connection)
+                yield from _poison(connection)
     except Unavailable:
         cure = "look at OUTTRAY_DATABASE_URL, and at the server and its log"
         yield Finding("postgresql", "trouble", f"{_place(settings)} does not answer", cure)
@@ -176,6 +196,15 @@ def _shift(connection: Connection[DictRow]) -> Iterator[Finding]:
         yield Finding("clock", "trouble", f"outtray's clock is moved by {duration(row['shift'])}", cure)
 
 
+def _journal(connection: Connection[DictRow]) -> Finding:
+    """Entries are linked within half a minute, unless a transaction that began before them is open yet."""
+    row = connection.execute(JOURNAL).fetchone() or {}
+    if row.get("behind") is None or row["behind"] <= LINKED_WITHIN:
+        return Finding("journal", "ok", f"linked; {count(row.get('seals', 0), 'seal')}")
+    cure = "is a dispatcher alive, or a transaction open for long? (docs/journal.md)"
+    return Finding("journal", "warning", f"entries wait to be linked, since {duration(row['behind'])}", cure)
+
+
 def _processes(connection: Connection[DictRow]) -> Iterator[Finding]:
     processes = read_processes(connection)
     for role in ("worker", "dispatcher"):
@@ -186,6 +215,21 @@ def _processes(connection: Connection[DictRow]) -> Iterator[Finding]:
             yield Finding(
                 f"{role}s", "trouble", "none has spoken for 30 s: nothing leaves", f"start one: outtray {role}"
             )
+
+
+def _breakers(connection: Connection[DictRow]) -> Iterator[Finding]:
+    for each in read_breakers(connection):
+        found = f"{each.whose} fails for most mailboxes since {moment(each.opened_at)}: {each.reason}"
+        cure = "it is probed, and goes on by itself; look at the provider's status page (docs/containment.md)"
+        yield Finding("breaker", "warning", found, cure)
+
+
+def _poison(connection: Connection[DictRow]) -> Iterator[Finding]:
+    row = connection.execute(POISON).fetchone() or {"n": 0}
+    if row["n"]:
+        found = f"{count(row['n'], 'message')} failed within 7 days because their workers died over them, last "
+        cure = "a bug of ours, or too little memory: keep the workers' logs; outtray message list --state failed"
+        yield Finding("poison", "warning", found + moment(row["last"]), cure)
 
 
 # ── Redis, clocks, spool ────────────────────────────────────────────────────────────────────────────────────────────
@@ -232,10 +276,15 @@ def _skew(about: str, skew: timedelta) -> Finding:
 def _spool(settings: Settings) -> Iterator[Finding]:
     """The spool holds answers that the database did not take; workers write them as soon as it does."""
     folder = settings.spool
-    files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+    damaged = sorted(folder.glob("*.damaged"))
+    if damaged:
+        cure = f"look at it: outtray spool show {damaged[0].name}; docs/spool.md says what can be done"
+        yield Finding("spool", "trouble", f"{count(len(damaged), 'file')} of damaged outcomes in {folder}", cure)
+        return
+    files = sorted([*folder.glob("*.spool"), *folder.glob("*.jsonl")])
     if files:
         age = timedelta(seconds=max(0.0, time.time() - min(file.stat().st_mtime for file in files)))
-        cure = "leave them: a running worker on this machine writes them into the database; do not delete any"
+        cure = "leave them: a running worker on this machine writes them; see outtray spool list; do not delete any"
         yield Finding("spool", "warning", f"{count(len(files), 'file')} of outcomes wait, since {duration(age)}", cure)
         return
     parent = next(each for each in (folder, *folder.parents) if each.exists())

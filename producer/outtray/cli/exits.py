@@ -60,15 +60,15 @@ class LinesRefused(Refused):
 
     SHOWN = 20
 
-    def __init__(self, lines: list[RefusedLine]) -> None:
+    def __init__(self, lines: list[RefusedLine], unit: str = "line") -> None:
         self.lines = lines
         problems = [
-            Problem(f"line {each.line}, {problem.field}", problem.reason)
+            Problem(f"{unit} {each.line}, {problem.field}", problem.reason)
             for each in lines[: self.SHOWN]
             for problem in each.problems
         ]
         if len(lines) > self.SHOWN:
-            more = f"{len(lines) - self.SHOWN:,} more lines; --keep-going takes the good ones"
+            more = f"{len(lines) - self.SHOWN:,} more {unit}s; --keep-going takes the good ones"
             problems.append(Problem("and", more))
         super().__init__(problems)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from psycopg.types.json import Jsonb
 from rich.markup import escape
 
 from outtray.cli import options
@@ -13,7 +14,9 @@ from outtray.cli.exits import UsageError
 from outtray.cli.options import Json, examples, flag
 from outtray.cli.screen import count, done, errors, hint, out, print_json, table
 from outtray.cli.session import database, ready_services
-from outtray_schema import keyfile
+from outtray.door import this_user
+from outtray.noting import NOTE
+from outtray_schema import keyfile, sealing
 from outtray_schema.rotation import keys_in_use, rotate
 from outtray_schema.settings import Settings, load_settings
 from outtray_schema.vault import load_vault
@@ -61,6 +64,19 @@ def producer(
         print_json({"file": target, "rings": ["content", "addresses"]})
         return
     done(f"{escape(str(target))} made, without the credentials ring.")
+
+
+@group.command("public", epilog=examples("outtray keys public"))
+def public(as_json: Json = False) -> None:
+    """Show the public key with which other apps' Celery seals mail.
+
+    It is no secret. `outtray intake` opens what was sealed with it.
+    """
+    key = sealing.public_text(load_vault(load_settings()).intake_key)
+    if as_json:
+        print_json({"public_key": key})
+        return
+    out.print(key, soft_wrap=True)
 
 
 @group.command("add", epilog=examples("outtray keys add content", "outtray keys add credentials --standby"))
@@ -114,6 +130,8 @@ def rotate_ring(
         for rows in rotate(connection, load_vault(settings), ring, batch=batch):
             changed += rows
             status.update(f"{count(changed, 'value')} re-encrypted …")
+        told = {"ring": ring, "values": changed}
+        connection.execute(NOTE, {"mailbox": None, "kind": "keys rotated", "actor": this_user(), "detail": Jsonb(told)})
     if as_json:
         print_json({"ring": ring, "rows": changed})
         return

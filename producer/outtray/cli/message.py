@@ -123,7 +123,7 @@ def show(name: MessageId, app: AppName = None, as_json: Json = False) -> None:
 
 def message_page(message: MessageView, journal: Sequence[JournalEntry]) -> Group:
     """All that is known of a message, for a terminal."""
-    return Group(facts(_facts(message)), "", _journal(journal))
+    return Group(facts(_facts(message)), "", journal_page(journal))
 
 
 def _facts(message: MessageView) -> Iterator[tuple[str, str]]:
@@ -174,7 +174,10 @@ def _state(message: MessageView) -> str:
 def _times(message: MessageView, now: datetime) -> Iterator[tuple[str, str]]:
     ended = message.ended_at is not None
     yield "enqueued", moment(message.created_at, now)
-    yield "due", "" if ended else moment(message.due_at, now)
+    yield "template", escape(message.template or "")
+    yield "follows", str(message.follows or "")
+    waits = message.follows is not None and message.due_at is None
+    yield "due", "" if ended else "after the message that it follows" if waits else moment(message.due_at, now)
     yield "handed over", moment(message.handed_at, now)
     yield "answer until", moment(message.handover_until, now) if message.state == "handing_over" else ""
     yield message.state if ended else "ended", moment(message.ended_at, now)
@@ -182,7 +185,8 @@ def _times(message: MessageView, now: datetime) -> Iterator[tuple[str, str]]:
     yield "cancel asked", moment(message.cancel_asked_at, now)
 
 
-def _journal(journal: Sequence[JournalEntry]) -> Any:
+def journal_page(journal: Sequence[JournalEntry]) -> Any:
+    """A history, one entry a line."""
     page = table("journal", "#no.", "what", "by", "detail")
     page.columns[4].overflow = "fold"
     page.columns[0].no_wrap = page.columns[2].no_wrap = True

@@ -96,6 +96,12 @@ FROM outtray.switch s
 LEFT JOIN outtray.app a ON s.kind IN ('app', 'tag') AND a.id::text = split_part(s.target, ':', 1) ORDER BY s.since
 """
 
+# Reads the provider hosts that fail for most mailboxes, and when each is probed next; locks nothing.
+BREAKERS = """
+SELECT nullif(b.provider_app, '') AS provider_app, b.host, b.reason, b.opened_at, b.probes, b.probe_at
+FROM outtray.breaker b WHERE b.closed_at IS NULL ORDER BY b.opened_at
+"""
+
 # Reads the processes that said they are alive, and how long ago; locks nothing.
 PROCESSES = """
 SELECT p.id, p.role, p.started_at, p.beat_at, p.info, outtray.outtray_now() - p.beat_at AS silent FROM outtray.process p
@@ -130,6 +136,23 @@ class HeldMailbox:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerFacts:
+    """A provider host that is only probed, since it failed for most mailboxes of a provider app (None: of no app)."""
+
+    provider_app: str | None
+    host: str
+    reason: str
+    opened_at: datetime
+    probes: int
+    probe_at: datetime
+
+    @property
+    def whose(self) -> str:
+        """The host, with the provider app where there is one."""
+        return f"{self.host} ({self.provider_app})" if self.provider_app else self.host
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessFacts:
     """A worker or dispatcher. `alive`: it has spoken within the last 30 s."""
 
@@ -159,6 +182,7 @@ class QueueFacts:
     mailboxes: Mapping[str, int]
     held: list[HeldMailbox]
     switches: list[dict[str, Any]]
+    breakers: list[BreakerFacts]
     processes: list[ProcessFacts]
     redis: RedisFacts
 
@@ -177,9 +201,15 @@ def read_facts(settings: Settings, connection: Connection[DictRow], vault: Vault
         mailboxes={row["state"]: row["n"] for row in connection.execute(BOXES, scope)},
         held=[_held(vault, row) for row in connection.execute(HELD, {**scope, "limit": ATTENTION})],
         switches=list(connection.execute(SWITCHES)),
+        breakers=read_breakers(connection),
         processes=read_processes(connection),
         redis=read_redis(settings),
     )
+
+
+def read_breakers(connection: Connection[DictRow]) -> list[BreakerFacts]:
+    """Every open breaker."""
+    return [BreakerFacts(**row) for row in connection.execute(BREAKERS)]
 
 
 def read_processes(connection: Connection[DictRow]) -> list[ProcessFacts]:

@@ -1,4 +1,4 @@
-"""`outtray send`: one message from flags, or many from a file."""
+"""`outtray send`: one message from flags, many from a file, or a template for each row of a list."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from outtray.cli.exits import Exit, UsageError
 from outtray.cli.mailboxes import MailboxOption
 from outtray.cli.options import AppName, Json, examples, flag
 from outtray.cli.screen import STATES, colored, count, done, errors, hint, moment, out, plain, print_json
+from outtray.cli.send_csv import CsvOrder, columns_of, send_csv, then_of
 from outtray.cli.send_file import FileOrder, send_file
+from outtray.cli.send_mime import Eml, Invitation, UnsubscribeMailto, UnsubscribeUrl, mime_fields
 from outtray.cli.session import database, ready_services
 from outtray.cli.times import time_of
 from outtray.enqueue import Accepted
@@ -29,13 +31,16 @@ EXAMPLES = examples(
     'echo "Hi Bob" | outtray send --to bob@example.org --subject Hello',
     'outtray send --to "Bob Lee <bob@example.org>" --subject Offer --html-file offer.html --attach offer.pdf',
     "outtray send --to bob@example.org --subject Later --text-file hi.txt --send-at +2h --wait 30",
+    "outtray send --eml mail.eml --bcc dora@example.org",
     'echo "Yes, until Friday." | outtray send --reply-to-message 0199b0c2-… --answering reply_all',
     "outtray send --reply-to-message 0199b0c2-… --answering forward --to dora@example.org --draft",
     "outtray send --file spring.ndjson --idempotency-key spring",
     '  {"to": "bob@example.org", "subject": "Hello", "text": "Hi Bob", "tags": ["spring"]}',
+    "outtray send --csv people.csv --template intro --then nudge --after 3d --then last --after 7d --tag spring",
 )
 
 _ADDRESSES, _BODY, _WHEN, _MANY = "Addresses", "Content", "When and how", "Many, from a file"
+_LIST = "A template for each row of a list"
 
 Several = list[str] | None
 To = Annotated[
@@ -89,6 +94,14 @@ Importance = Annotated[
     Literal["high", "normal", "low"],
     typer.Option("--importance", help="As recipients see it.", rich_help_panel=_BODY),
 ]
+Recipients = Annotated[
+    Literal["all", "accepted"],
+    typer.Option(
+        "--recipients",
+        help="By SMTP, if its server refuses some: nobody receives it (all), or the others do (accepted).",
+        rich_help_panel=_BODY,
+    ),
+]
 ReadReceipt = Annotated[
     bool, flag("--request-read-receipt", text="Ask recipients' programs to tell once it was read.", panel=_BODY)
 ]
@@ -127,6 +140,26 @@ Key = Annotated[
         rich_help_panel=_WHEN,
     ),
 ]  # fmt: skip
+Csv = Annotated[
+    str | None,
+    typer.Option("--csv", metavar="FILE", help="The list, with a header; - for stdin.", rich_help_panel=_LIST),
+]
+Template = Annotated[
+    str | None, typer.Option("--template", metavar="NAME", help="What each row receives.", rich_help_panel=_LIST)
+]
+Then = Annotated[
+    Several, typer.Option("--then", metavar="NAME", help="What follows it, each with --after.", rich_help_panel=_LIST)
+]
+After = Annotated[
+    Several,
+    typer.Option("--after", metavar="3d", help="How long after the one before it has left.", rich_help_panel=_LIST),
+]
+Column = Annotated[
+    Several,
+    typer.Option(
+        "--column", metavar="VARIABLE=COLUMN", help="Where the list's name differs: to=Email.", rich_help_panel=_LIST
+    ),
+]
 Wait = Annotated[
     float | None,
     typer.Option("--wait", metavar="SECONDS", help="Wait until it left; exit 1 if not.", rich_help_panel=_WHEN),
@@ -154,6 +187,10 @@ def send(
     html_file: HtmlFile = None,
     attach: Attach = None,
     inline: Inline = None,
+    eml: Eml = None,
+    invitation: Invitation = None,
+    unsubscribe_url: UnsubscribeUrl = None,
+    unsubscribe_mailto: UnsubscribeMailto = None,
     header: Headers = None,
     in_reply_to: InReplyTo = None,
     reference: References = None,
@@ -161,6 +198,7 @@ def send(
     answering: AnsweringOption = "reply",
     importance: Importance = "normal",
     request_read_receipt: ReadReceipt = False,
+    recipients: Recipients = "all",
     draft: AsDraft = False,
     tag: Tags = None,
     metadata: Metadata = None,
@@ -172,13 +210,18 @@ def send(
     key: Key = None,
     wait: Wait = None,
     dry_run: DryRun = False,
+    csv: Csv = None,
+    template: Template = None,
+    then: Then = None,
+    after: After = None,
+    column: Column = None,
     file: File = None,
     keep_going: KeepGoing = False,
     refused: RefusedFile = None,
     app: AppName = None,
     as_json: Json = False,
 ) -> None:
-    """Accept a message, or a file of them, durably.
+    """Accept a message, a file, or a template for a list, durably.
 
     From then on a worker delivers it from its mailbox: never lost, never doubled, never over a limit.
     Flags can be seen in the machine's process list: what is confidential goes into --file.
@@ -193,15 +236,27 @@ def send(
             or wait is not None
             or reply_to_message
             or draft
+            or eml
+            or invitation
         ):
             raise UsageError("--file brings whole messages; leave out --to, --subject, bodies, --draft and --wait")
         send_file(FileOrder(file, key, mailbox, dry_run, keep_going, refused), app, as_json)
         return
-    if keep_going or refused:
-        raise UsageError("--keep-going and --refused belong to --file")
+    if csv is None and (template or then or after or column):
+        raise UsageError("--template, --then, --after and --column belong to --csv")
+    if csv is None and (keep_going or refused):
+        raise UsageError("--keep-going and --refused belong to --file and --csv")
+    if csv is not None and (template is None or wait is not None or text_file or html_file or inline):
+        raise UsageError("--csv needs --template, which brings the text; leave out bodies, --inline and --wait")
+    if csv is not None and (any((to, cc, bcc, subject, in_reply_to, reference, reply_to_message))):
+        raise UsageError("--csv brings the addresses and --template the subject; leave out --to, --subject and threads")
+    if eml is not None and (csv is not None or text_file or html_file):
+        raise UsageError("--eml brings a whole mail; leave out --csv and bodies")
+    has_more = bool(attach or inline or invitation) or answering == "forward"
     fields: dict[str, Any] = {
         **addresses,
-        **_bodies(text_file, html_file, has_more=bool(attach or inline) or answering == "forward"),
+        **mime_fields(eml, invitation, unsubscribe_url, unsubscribe_mailto),
+        **({} if csv is not None or eml is not None else _bodies(text_file, html_file, has_more)),
         "subject": subject,
         "mailbox": mailbox,
         "attachments": _attachments(attach, inline),
@@ -212,6 +267,7 @@ def send(
         "answering": answering,
         "importance": importance,
         "request_read_receipt": request_read_receipt,
+        "recipients": recipients,
         "mode": "draft" if draft else "send",
         "tags": tag,
         "metadata": _metadata(metadata),
@@ -222,6 +278,12 @@ def send(
         "on_unknown": on_unknown,
         "idempotency_key": key,
     }
+    if csv is not None and template is not None:
+        common = {name: value for name, value in fields.items() if value not in (None, "", [], {})}
+        common.pop("idempotency_key", None)  # each row has one of its own, made from it
+        what = CsvOrder(template, then_of(then or (), after or ()), columns_of(column or ()), common)
+        send_csv(FileOrder(csv, key, mailbox, dry_run, keep_going, refused), what, app, as_json)
+        return
     message = parse_message({name: value for name, value in fields.items() if value is not None}, paths=True)
     with ready_services() as settings, Outtray(settings, app=app) as outtray:
         if dry_run:

@@ -8,11 +8,11 @@ import shutil
 import sys
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -21,6 +21,7 @@ from outtray import ManyRefused, ManyResult, Outtray
 from outtray.cli.exits import Exit, LinesRefused, RefusedLine, UsageError, problem_line
 from outtray.cli.screen import count, done, errors, hint, out, plain, print_json
 from outtray.cli.session import database, ready_services
+from outtray.sequences import BEFORE_REFUSED
 from outtray_schema.errors import InvalidMessage, Problem
 from outtray_schema.message import Message, parse_message
 from outtray_schema.settings import Settings
@@ -51,12 +52,34 @@ class Outcome:
     refused: list[RefusedLine] = field(default_factory=list)
 
 
+class Reader(Protocol):
+    """Reads messages from a file, as often as it is asked to, and remembers what stood where."""
+
+    unit: str
+    """What a place in the file is called: a line, or a row."""
+    file: IO[bytes]
+    refused: list[RefusedLine]
+
+    def messages(self, moved: Callable[[int], None]) -> Iterator[Message]:
+        """The good ones, in order; `moved` is told each place's size in bytes."""
+
+    def line_of(self, position: int) -> int:
+        """The place of a message by its position among the good ones, from 0."""
+
+    def again(self) -> Reader:
+        """The same file from its begin."""
+
+    def write_refused(self, refused: list[RefusedLine], target: Path) -> None:
+        """Write what was refused, each with its reasons, readable by its owner alone."""
+
+
 @dataclass(slots=True)
 class _Reader:
-    """Reads messages from the file, and remembers what stood on which line."""
+    """Reads messages from the lines of the file."""
 
     file: IO[bytes]
     order: FileOrder
+    unit: str = "line"
     lines: array[int] = field(default_factory=lambda: array("Q"))
     refused: list[RefusedLine] = field(default_factory=list)
 
@@ -79,6 +102,12 @@ class _Reader:
         """The line of a message by its position among the good ones, from 0."""
         return self.lines[position]
 
+    def again(self) -> _Reader:
+        return _Reader(self.file, self.order)
+
+    def write_refused(self, refused: list[RefusedLine], target: Path) -> None:
+        _write_refused(self.file, refused, target)
+
 
 def read_line(line: bytes, number: int, order: FileOrder) -> Message:
     """One row as a message. Raises `InvalidMessage`."""
@@ -98,49 +127,59 @@ def read_line(line: bytes, number: int, order: FileOrder) -> Message:
 
 def send_file(order: FileOrder, app: str | None, as_json: bool) -> None:
     """Carry an order out and show what became of it. Raises `LinesRefused` where all or none meant none."""
+    check_order(order)
+    with opened(order.source) as file, ready_services() as settings, Outtray(settings, app=app) as outtray:
+        outcome = carry_out(order, settings, outtray, _Reader(file, order))
+    show(order, outcome, as_json)
+
+
+def check_order(order: FileOrder) -> None:
+    """Raises `UsageError` for flags that do not go together."""
     if order.keep_going and order.refused is None and not order.dry_run:
         raise UsageError("say where the refused rows go: --keep-going --refused FILE")
     if order.refused and order.refused.exists():
         raise UsageError(f"--refused: {order.refused} exists already; name a new file")
-    with _opened(order.source) as file, ready_services() as settings, Outtray(settings, app=app) as outtray:
-        reader = _Reader(file, order)
-        if order.dry_run:
-            outcome = _try(settings, outtray, reader)
-        elif order.keep_going:
-            outcome = _keep_going(outtray, reader)
-        else:
-            outcome = _all_or_none(outtray, reader)
-        if order.refused and outcome.refused:
-            _write_refused(file, outcome.refused, order.refused)
-    _show(order, outcome, as_json)
+
+
+def carry_out(order: FileOrder, settings: Settings, outtray: Outtray, reader: Reader) -> Outcome:
+    """Store what the reader reads, or try to. Raises `LinesRefused` where all or none meant none."""
+    if order.dry_run:
+        outcome = _try(settings, outtray, reader)
+    elif order.keep_going:
+        outcome = _keep_going(outtray, reader)
+    else:
+        outcome = _all_or_none(outtray, reader)
+    if order.refused and outcome.refused:
+        reader.write_refused(outcome.refused, order.refused)
+    return outcome
 
 
 # ── three ways ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _all_or_none(outtray: Outtray, reader: _Reader) -> Outcome:
+def _all_or_none(outtray: Outtray, reader: Reader) -> Outcome:
     """First every line is judged, so that all that is wrong is told at once; then one transaction takes them all."""
     with _progress(reader.file, "checking") as moved:
         for _ in reader.messages(moved):
             pass
     if reader.refused:
-        raise LinesRefused(reader.refused)
-    second = _Reader(reader.file, reader.order)
+        raise LinesRefused(reader.refused, reader.unit)
+    second = reader.again()
     try:
         with _progress(reader.file, "storing") as moved:
             result = outtray.enqueue_many(second.messages(moved), in_one_transaction=True)
     except ManyRefused as error:
-        raise LinesRefused(_refused(error.result, second)) from None
+        raise LinesRefused(_refused(error.result, second), second.unit) from None
     return Outcome(result.accepted, result.created)
 
 
-def _keep_going(outtray: Outtray, reader: _Reader) -> Outcome:
+def _keep_going(outtray: Outtray, reader: Reader) -> Outcome:
     with _progress(reader.file, "storing") as moved:
         result = outtray.enqueue_many(reader.messages(moved), keep_going=True)
     return Outcome(result.accepted, result.created, _refused(result, reader))
 
 
-def _try(settings: Settings, outtray: Outtray, reader: _Reader) -> Outcome:
+def _try(settings: Settings, outtray: Outtray, reader: Reader) -> Outcome:
     """Store for real, in a transaction that is rolled back: the whole door, database included, and nothing stays."""
     with (
         _progress(reader.file, "trying") as moved,
@@ -151,17 +190,24 @@ def _try(settings: Settings, outtray: Outtray, reader: _Reader) -> Outcome:
     return Outcome(result.accepted, result.created, _refused(result, reader))
 
 
-def _refused(result: ManyResult, reader: _Reader) -> list[RefusedLine]:
-    """What the reader and the door refused, by line."""
-    at_the_door = [RefusedLine(reader.line_of(each.index), each.problems) for each in result.refused]
-    return sorted([*reader.refused, *at_the_door], key=lambda each: each.line)
+def _refused(result: ManyResult, reader: Reader) -> list[RefusedLine]:
+    """What the reader and the door refused, by line; what follows a refused message of its line says nothing new."""
+    found: dict[int, dict[Problem, None]] = {each.line: dict.fromkeys(each.problems) for each in reader.refused}
+    for each in result.refused:
+        found.setdefault(reader.line_of(each.index), {}).update(dict.fromkeys(each.problems))
+    return [RefusedLine(line, _telling(problems)) for line, problems in sorted(found.items())]
+
+
+def _telling(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    told = tuple(each for each in problems if each != BEFORE_REFUSED)
+    return told or (BEFORE_REFUSED,)
 
 
 # ── the file ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
-def _opened(source: str) -> Iterator[IO[bytes]]:
+def opened(source: str, flag: str = "--file") -> Iterator[IO[bytes]]:
     """The file, or a copy of standard input without a name: it is read more than once."""
     with ExitStack() as closing:
         if source == "-":
@@ -171,7 +217,7 @@ def _opened(source: str) -> Iterator[IO[bytes]]:
             try:
                 file = closing.enter_context(Path(source).open("rb"))
             except OSError as error:
-                raise UsageError(f"--file: {source} cannot be read: {error.strerror}") from None
+                raise UsageError(f"{flag}: {source} cannot be read: {error.strerror}") from None
         yield file
 
 
@@ -225,16 +271,17 @@ def _refused_row(line: bytes, refused: RefusedLine) -> dict[str, Any]:
 # ── what became of it ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _show(order: FileOrder, outcome: Outcome, as_json: bool) -> None:
+def show(order: FileOrder, outcome: Outcome, as_json: bool, unit: str = "line") -> None:
+    """Say what became of it; exit 1 if something was refused."""
     if as_json:
         print_json({"dry_run": order.dry_run, **plain(outcome), "refused_file": plain(order.refused)})
     else:
-        _show_page(order, outcome)
+        _show_page(order, outcome, unit)
     if outcome.refused:
         raise typer.Exit(Exit.REFUSED)
 
 
-def _show_page(order: FileOrder, outcome: Outcome) -> None:
+def _show_page(order: FileOrder, outcome: Outcome, unit: str) -> None:
     again = outcome.accepted - outcome.created
     stood = f" [dim]({again:,} stood there already)[/]" if again else ""
     verb = "would be accepted; nothing was stored" if order.dry_run else "accepted"
@@ -243,7 +290,7 @@ def _show_page(order: FileOrder, outcome: Outcome) -> None:
         errors.print(f"[red]✗[/] {count(len(outcome.refused), 'row')} refused:")
         for each in outcome.refused[: LinesRefused.SHOWN]:
             for problem in each.problems:
-                errors.print(f"  line {each.line}, {problem_line(problem)}", soft_wrap=True)
+                errors.print(f"  {unit} {each.line}, {problem_line(problem)}", soft_wrap=True)
         if len(outcome.refused) > LinesRefused.SHOWN:
             errors.print(f"  and {len(outcome.refused) - LinesRefused.SHOWN:,} more")
         if order.refused and not order.dry_run:

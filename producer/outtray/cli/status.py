@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from outtray import Outtray
 from outtray.cli.options import Json, examples, flag
-from outtray.cli.queue_facts import ATTENTION, HeldMailbox, Pending, QueueFacts, read_facts
+from outtray.cli.queue_facts import ATTENTION, BreakerFacts, HeldMailbox, Pending, QueueFacts, read_facts
 from outtray.cli.screen import (
     MAILBOX_STATES,
     colored,
@@ -102,6 +102,7 @@ def _document(found: QueueFacts) -> dict[str, object]:
         "mailboxes": found.mailboxes,
         "held": found.held,
         "switches": found.switches,
+        "breakers": found.breakers,
         "processes": found.processes,
         "redis": found.redis,
     }
@@ -130,6 +131,7 @@ def _lines(found: QueueFacts) -> Iterator[tuple[str, str]]:
     yield "ended", _ended_line(found)
     yield "mailboxes", ", ".join(_box_counts(found)) or "none yet: outtray mailbox add smtp"
     yield from (("paused", _switch_line(found, switch)) for switch in found.switches)
+    yield from (("failing", _breaker_line(found, each)) for each in found.breakers)
     yield "processes", _process_line(found)
     yield "redis", _redis_line(found)
 
@@ -171,6 +173,11 @@ def _switch_line(found: QueueFacts, switch: dict[str, object]) -> str:
     since = moment(switch["since"], found.now)  # type: ignore[arg-type]
     why = f": {switch['why']}" if switch["why"] else ""
     return f"[yellow]{escape(what)}[/] since {since} by {escape(str(switch['actor']))}{escape(why)}"
+
+
+def _breaker_line(found: QueueFacts, each: BreakerFacts) -> str:
+    since, probe = moment(each.opened_at, found.now), moment(each.probe_at, found.now)
+    return f"[yellow]{escape(each.whose)}[/] since {since}: {escape(each.reason)}; probed from {probe} on"
 
 
 def _process_line(found: QueueFacts) -> str:

@@ -45,6 +45,8 @@ SHORTENED: Mapping[str, timedelta] = {
     "backoff_base": timedelta(seconds=1),
     "backoff_cap": timedelta(seconds=4),
     "park_cap": timedelta(seconds=3),
+    "breaker_probe": timedelta(seconds=1),
+    "breaker_probe_cap": timedelta(seconds=3),
     "drain_limit": timedelta(seconds=10),
 }
 """What takes minutes in earnest and seconds here. The demo says so on screen."""

@@ -17,6 +17,8 @@ from outtray_sandbox.imap.post import Folder, Post, Stored
 from outtray_sandbox.imap.script import Rule, Stage
 from outtray_sandbox.imap.search import Unsearchable, matching
 from outtray_sandbox.imap.words import Word, decoded_name, encoded_name, literal, number_set, quoted, read_command
+from outtray_sandbox.smtp.bearer import bearer_of
+from outtray_sandbox.smtp.house import BY_TOKEN
 
 _FIELDS = re.compile(r"BODY(?:\.PEEK)?\[HEADER(?:\.FIELDS \(([^)]*)\))?\]", re.IGNORECASE)
 _STAGES: dict[str, Stage] = {
@@ -165,6 +167,8 @@ class Dialogue:
         if mechanism == "XOAUTH2" and len(parts) == 4:
             user, token = parts[0].removeprefix("user="), parts[1].removeprefix("auth=Bearer ")
             return await self._log_in(tag, mechanism, user, token)
+        if mechanism == "OAUTHBEARER" and (bearer := bearer_of(said)):
+            return await self._log_in(tag, mechanism, *bearer)
         await self._say(f"{tag} BAD this cannot be read")
 
     async def _log_in(self, tag: str, mechanism: str, user: str, secret: str) -> None:
@@ -174,11 +178,11 @@ class Dialogue:
         if self.post.knows(mechanism, user, secret):
             self.user = user
             return await self._say(f"{tag} OK [CAPABILITY {self._capabilities()}] welcome")
-        if mechanism == "XOAUTH2":
+        if mechanism in BY_TOKEN:
             said = json.dumps({"status": "400", "schemes": "Bearer", "scope": "https://mail.google.com/"})
             await self._say(f"+ {base64.b64encode(said.encode()).decode()}")
-            if (await self._reader.readline()).strip():
-                return await self._say(f"{tag} BAD an empty line was due")
+            if (await self._reader.readline()).strip() != (b"" if mechanism == "XOAUTH2" else b"AQ=="):
+                return await self._say(f"{tag} BAD another answer was due")
         # As real servers do it names whom it refuses.
         await self._say(f"{tag} NO [AUTHENTICATIONFAILED] Invalid credentials of {user} (Failure)")
 
@@ -227,9 +231,10 @@ class Dialogue:
     async def _do_append(self, tag: str, words: list[Word]) -> None:
         if not self.user or len(words) < 2:
             return await self._say(f"{tag} BAD not like this")
-        headers = words[-1].encode("utf-8", "surrogateescape").partition(b"\r\n\r\n")[0] + b"\r\n"
+        mail = words[-1].encode("utf-8", "surrogateescape")
+        headers = mail.partition(b"\r\n\r\n")[0] + b"\r\n"
         try:
-            self.post.add(self.user, decoded_name(words[0]), headers)
+            self.post.add(self.user, decoded_name(words[0]), headers, size=len(mail))
         except KeyError:
             return await self._say(f"{tag} NO [TRYCREATE] no such folder")
         await self._say(f"{tag} OK done")

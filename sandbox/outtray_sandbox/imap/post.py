@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from outtray_sandbox.accepted import Accepted
-from outtray_sandbox.imap.script import Rule, Stage
+from outtray_sandbox.imap.script import Rule, Script, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Post:
     """X-GM-EXT-1: X-GM-RAW, X-GM-MSGID, X-GM-THRID; and its folders."""
     literal_names: bool = False
     """Give the names of folders as literals, as RFC 3501 lets any server."""
-    mechanisms: tuple[str, ...] = ("PLAIN", "XOAUTH2")
+    mechanisms: tuple[str, ...] = ("PLAIN", "XOAUTH2", "OAUTHBEARER")
     login: bool = True
     searches_headers: bool = True
     """Without it SEARCH HEADER is refused for what is not in the envelope, as some servers do."""
@@ -78,7 +78,7 @@ class Post:
     def __post_init__(self) -> None:
         self.seen: Counter[str] = Counter()
         self.clock_shift = 0.0
-        self._rules: list[Rule] = []
+        self.script = Script()
         self._boxes: dict[str, list[Folder]] = {}
         self._lock = threading.RLock()
         self._gmail_ids = 1_700_000_000_000_000_000
@@ -118,14 +118,14 @@ class Post:
                 if folder.special in ("\\Sent", "\\All"):
                     self._add(folder, headers, accepted.size, self.lag)
 
-    def add(self, user: str, folder: str, headers: bytes, at: float | None = None) -> None:
+    def add(self, user: str, folder: str, headers: bytes, at: float | None = None, size: int | None = None) -> None:
         """Put a mail there by hand: a person's own, or one that APPEND brought. Raises `KeyError`."""
         found = self.folder(user, folder)
         if found is None:
             raise KeyError(folder)
         with self._lock:
             self._gmail_ids += 1
-            self._add(found, headers, len(headers), 0.0, at)
+            self._add(found, headers, len(headers) if size is None else size, 0.0, at)
 
     def _add(self, folder: Folder, headers: bytes, size: int, lag: float, at: float | None = None) -> None:
         listed = self.now() + lag
@@ -139,24 +139,17 @@ class Post:
 
     def add_rule(self, **fields: Any) -> int:
         """Begin a `Rule`, given by its fields; returns its id."""
-        rule = Rule(**fields)
-        with self._lock:
-            self._rules.append(rule)
-        return rule.id
+        return self.script.add(Rule(**fields))
 
     def forget(self, rule_id: int | None = None) -> None:
         """End one rule, or all."""
-        with self._lock:
-            self._rules = [rule for rule in self._rules if rule_id is not None and rule.id != rule_id]
+        self.script.forget(rule_id)
 
     def rule(self, stage: Stage, user: str) -> Rule | None:
         """The rule to play now, counted as used."""
         with self._lock:
             self.seen[stage] += 1
-            found = next((rule for rule in self._rules if rule.holds(stage, user)), None)
-            if found is not None and found.times is not None:
-                found.times -= 1
-            return found
+        return self.script.find(stage, user)
 
     def file_sent(self, files: bool) -> None:
         """From now on copies are filed, or not."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
+from outtray_sandbox import script
+
 Stage = Literal["connect", "capability", "starttls", "login", "list", "select", "search", "fetch", "append", "logout"]
 STAGES: tuple[str, ...] = Stage.__args__  # type: ignore[attr-defined]
 _ids = count(1)
@@ -36,5 +38,16 @@ class Rule:
         if self.stage not in STAGES:
             raise ValueError(f"no such stage: {self.stage}; there are {', '.join(STAGES)}")
 
+    @property
+    def is_over(self) -> bool:
+        return self.times == 0
+
     def holds(self, stage: str, user: str) -> bool:
-        return self.stage == stage and self.times != 0 and self.user in (None, user)
+        return self.stage == stage and not self.is_over and self.user in (None, user)
+
+
+class Script(script.Script[Rule]):
+    """A server's rules. `find(stage, user)`."""
+
+    def holds(self, rule: Rule, *where: str) -> bool:
+        return rule.holds(*where)

@@ -24,7 +24,8 @@ from uuid import uuid4
 from aiosmtpd.smtp import MISSING, SMTP, TLSSetupException
 
 from outtray_sandbox.accepted import Accepted
-from outtray_sandbox.smtp.house import House
+from outtray_sandbox.smtp.bearer import bearer_of
+from outtray_sandbox.smtp.house import BY_TOKEN, House
 from outtray_sandbox.smtp.incoming import LINE_END, Incoming
 from outtray_sandbox.smtp.script import Rule, Stage
 
@@ -231,6 +232,8 @@ class Dialogue(SMTP):
             return parts[1], parts[2]
         if mechanism == "XOAUTH2" and len(parts) == 4 and parts[0].startswith("user="):
             return parts[0].removeprefix("user="), parts[1].removeprefix("auth=Bearer ")
+        if mechanism == "OAUTHBEARER" and (bearer := bearer_of(first)):
+            return bearer
         await self.say("501 5.5.2 Cannot understand the credentials")
         return None
 
@@ -249,10 +252,11 @@ class Dialogue(SMTP):
             self.user = user
             self.house.sessions[user] += 1
             return await self.say("235 2.7.0 Accepted")
-        if mechanism == "XOAUTH2":
+        if mechanism in BY_TOKEN:
             said = json.dumps({"status": "400", "schemes": "Bearer", "scope": "https://mail.google.com/"})
             await self.say(f"334 {base64.b64encode(said.encode()).decode()}")
-            await self._reader.readline()
+            if (await self._reader.readline()).strip() != (b"" if mechanism == "XOAUTH2" else b"AQ=="):
+                return await self.say("501 5.5.2 Another answer was due")
         await self.say("535 5.7.8 Username and Password not accepted.")
 
     # ── the envelope ────────────────────────────────────────────────────────────────────────────────────────────

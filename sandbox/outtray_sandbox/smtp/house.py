@@ -13,7 +13,8 @@ from outtray_sandbox.accepted import Accepted, Ledger
 from outtray_sandbox.smtp.script import Rule, Script
 
 _DAY = 86_400.0
-MECHANISMS = ("PLAIN", "LOGIN", "XOAUTH2")
+MECHANISMS = ("PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER")
+BY_TOKEN = ("XOAUTH2", "OAUTHBEARER")
 
 
 KEPT_MAILS = 1000
@@ -79,7 +80,7 @@ class House:
     def knows(self, mechanism: str, user: str, secret: str) -> bool:
         if user in self.revoked:
             return False
-        by_token = mechanism == "XOAUTH2" and self.tokens is not None and self.tokens(user, secret)
+        by_token = mechanism in BY_TOKEN and self.tokens is not None and self.tokens(user, secret)
         return by_token or (user in self.users and self.users[user] == secret)
 
     def objection(self, user: str) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
+
+from outtray_sandbox import script
 
 Stage = Literal["connect", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "dot", "rset", "noop", "quit"]
 """`connect` is the greeting, `body` lies between 354 and the dot, `dot` is the answer to the closing dot."""
@@ -77,36 +78,8 @@ class Rule:
         return all(pattern is None or re.search(pattern, text, re.IGNORECASE) for pattern, text in wanted)
 
 
-class Script:
-    """The rules in force; the first that holds is used. Safe to change from any thread."""
+class Script(script.Script[Rule]):
+    """A server's rules. `find(stage, user, sender, recipient)`."""
 
-    def __init__(self) -> None:
-        self._rules: list[Rule] = []
-        self._lock = threading.Lock()
-
-    def add(self, rule: Rule) -> int:
-        with self._lock:
-            self._rules.append(rule)
-        return rule.id
-
-    def forget(self, rule_id: int | None = None) -> None:
-        """Forget one rule, or all."""
-        with self._lock:
-            self._rules = [rule for rule in self._rules if rule_id is not None and rule.id != rule_id]
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """Those in force, in their order; one whose times or seconds are over is none."""
-        with self._lock:
-            return tuple(rule for rule in self._rules if not rule.is_over)
-
-    def find(self, stage: Stage, user: str = "", sender: str = "", recipient: str = "") -> Rule | None:
-        """The rule to play now, counted as used."""
-        if not self._rules:
-            return None
-        with self._lock:
-            for rule in self._rules:
-                if rule.holds(stage, user, sender, recipient):
-                    rule.times = None if rule.times is None else rule.times - 1
-                    return rule
-        return None
+    def holds(self, rule: Rule, *where: str) -> bool:
+        return rule.holds(*where)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
+
+from outtray_sandbox import script
 
 _ids = count(1)
 
@@ -69,37 +70,11 @@ class Rule:
         return self.user is None or re.search(self.user, user, re.IGNORECASE) is not None
 
 
-class Script:
-    """The rules in force; the first that holds is used. Safe to change from any thread."""
+class Script(script.Script[Rule]):
+    """A server's rules. `find(stage, user)`."""
 
-    def __init__(self) -> None:
-        self._rules: list[Rule] = []
-        self._lock = threading.Lock()
-
-    def add(self, rule: Rule) -> int:
-        with self._lock:
-            self._rules.append(rule)
-        return rule.id
-
-    def forget(self, rule_id: int | None = None) -> None:
-        """Forget one rule, or all."""
-        with self._lock:
-            self._rules = [rule for rule in self._rules if rule_id is not None and rule.id != rule_id]
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """Those in force, in their order; one whose times or seconds are over is none."""
-        with self._lock:
-            return tuple(rule for rule in self._rules if not rule.is_over)
-
-    def find(self, stage: str, user: str = "") -> Rule | None:
-        """The rule to play now, counted as used."""
-        with self._lock:
-            for rule in self._rules:
-                if rule.holds(stage, user) and not self._passes(rule):
-                    rule.times = None if rule.times is None else rule.times - 1
-                    return rule
-        return None
+    def holds(self, rule: Rule, *where: str) -> bool:
+        return rule.holds(*where) and not self._passes(rule)
 
     @staticmethod
     def _passes(rule: Rule) -> bool:

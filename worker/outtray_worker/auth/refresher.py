@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import structlog
 
 from outtray_schema.consent import SMTP_AUDIENCE, Issuer, of_audience
 from outtray_schema.settings import Settings
-from outtray_worker.auth import google
 from outtray_worker.auth.answers import Bearer
 from outtray_worker.auth.grant import Client, Grant, Unusable
-from outtray_worker.auth.microsoft import Entra
 from outtray_worker.auth.wire import Answered, NoAnswer, Wire
 from outtray_worker.deadline import Deadline
+
+if TYPE_CHECKING:
+    from outtray_worker.auth.microsoft import Entra
 
 log = structlog.get_logger()
 
@@ -35,12 +38,17 @@ EXCHANGE = "https://outlook.office365.com"
 
 
 class Refresher:
-    """One process's refreshes: at most `token_threads` at once, each within `token_timeout`."""
+    """One process's refreshes: at most `token_threads` at once, each within `token_timeout`.
+
+    google-auth and msal, 0.1 s of CPU each (measured 2026-11), are loaded by the first refresh that needs them, in its
+    thread: neither the process's start nor its loop waits for them.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._wire = Wire(settings.token_threads)
-        self._entra = Entra(self._wire, settings.entra_url)
+        self._entra: Entra | None = None
+        self._loading = threading.Lock()
         self._threads = ThreadPoolExecutor(settings.token_threads, thread_name_prefix="tokens")
 
     async def refresh(
@@ -77,15 +85,23 @@ class Refresher:
         url, tenant = self._settings.google_token_url, str(credentials.get("tenant") or client.tenant or "common")
         match credentials["kind"]:
             case "google":
-                return lambda: google.refresh(self._wire, url, client, credentials["refresh_token"])
+                return lambda: _google().refresh(self._wire, url, client, credentials["refresh_token"])
             case "google_service_account":
-                return lambda: google.impersonate(self._wire, url, client, credentials["subject"], scopes)
+                return lambda: _google().impersonate(self._wire, url, client, credentials["subject"], scopes)
             case "microsoft":
                 asked = [self._named(scope) for scope in of_audience(scopes, audience)]
-                return lambda: self._entra.refresh(client, tenant, credentials["refresh_token"], asked, claims)
+                return lambda: self._microsoft().refresh(client, tenant, credentials["refresh_token"], asked, claims)
             case _:
                 resource = EXCHANGE if audience == SMTP_AUDIENCE else self._graph()
-                return lambda: self._entra.for_app(client, tenant, resource, claims)
+                return lambda: self._microsoft().for_app(client, tenant, resource, claims)
+
+    def _microsoft(self) -> Entra:
+        """One for all threads: it keeps a client for each app and tenant."""
+        with self._loading:
+            if self._entra is None:
+                module = import_module("outtray_worker.auth.microsoft")
+                self._entra = module.Entra(self._wire, self._settings.entra_url)
+            return self._entra
 
     def _named(self, scope: str) -> str:
         """A scope with its resource: without one it would mean the worldwide Graph, whatever cloud we are in."""
@@ -100,6 +116,10 @@ class Refresher:
         """Begin nothing new; what is under way ends within its time-out."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._wire.close()
+
+
+def _google() -> Any:
+    return import_module("outtray_worker.auth.google")
 
 
 def _proper(work: Callable[[], Grant]) -> Grant:

@@ -41,6 +41,7 @@ from outtray_worker.auth.saving import Saving
 from outtray_worker.auth.store import Renewal, Stored
 from outtray_worker.auth.watch import Watch
 from outtray_worker.auth.wire import Answered, NoAnswer
+from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline, boottime
 from outtray_worker.providers import NoToken
 
@@ -118,6 +119,7 @@ class Auth:
         clock: Callable[[], float] = boottime,
     ) -> None:
         self._settings = settings
+        self._crash_point = crash_points(settings.crash_at)
         self._vault = vault
         self._connection = connection
         self._note = note
@@ -128,6 +130,11 @@ class Auth:
         self._cache = Cache()
         self._saving = Saving(connection, vault, clock)
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def connection(self) -> Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]]:
+        """What gives a pooled connection in autocommit."""
+        return self._connection
 
     # ── in this process ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -256,6 +263,7 @@ class Auth:
         if credentials.get("kind") not in KINDS or not (credentials.get("refresh_token") or credentials.get("subject")):
             raise Ended(Held("its consent was given back; connect it again"), stored.credentials_version)
         asked_at = self._clock()
+        self._crash_point("token asked", wish.mailbox_id)
         grant = await self._refresher.refresh(
             credentials, app.client(self._vault), stored.scopes, wish.audience, wish.claims, deadline
         )
@@ -284,8 +292,10 @@ class Auth:
     async def _take(self, wish: _Wish, renewal: Renewal, app: ProviderApp, asked_at: float) -> Kept | None:
         """Save a refresh, or keep it until it can be saved; it is given out at once either way."""
         grant = renewal.grant
+        self._crash_point("token answered", wish.mailbox_id)
         if not await self._saving.save(renewal, asked_at):
             return None
+        self._crash_point("token saved", wish.mailbox_id)
         await self._accepted(app)
         kept = Kept.of(grant.access, grant.lifetime, grant.lifetime, renewal.credentials_after, asked_at)
         return self._cache.keep(wish.key, kept)

@@ -46,6 +46,31 @@ class NoToken(Exception):
         self.outcome = outcome
 
 
+Door = Literal["smtp", "imap"]
+"""Where a mailbox logs in by its own: each counts its failures apart."""
+Answered = Literal["accepted", "refused", "later"]
+
+
+class Logins(Protocol):
+    """Keeps failed logins of one mailbox below what locks its owner out."""
+
+    async def permit(self, door: Door) -> None:
+        """Ask right before each login. Raises `NoLoginNow`."""
+        ...
+
+    async def told(self, door: Door, answer: Answered) -> None:
+        """What became of it; `later` where the server put it off, or broke off. Never raises."""
+        ...
+
+
+class NoLoginNow(Exception):
+    """No login may be tried now; `outcome` says until when, or who must act."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(type(outcome).__name__)
+        self.outcome = outcome
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """A mailbox as its provider needs it. `credentials` is decrypted: it never leaves the process nor a repr.
@@ -60,6 +85,8 @@ class Account:
     credentials: Mapping[str, Any] = field(repr=False)
     scopes: frozenset[str] = frozenset()
     tokens: Tokens | None = field(default=None, repr=False)
+    logins: Logins | None = field(default=None, repr=False)
+    """None: nobody counts, as in a test of the provider alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +183,30 @@ class Mail:
     """An earlier preparation may have left a draft that no gate bound: look for one by our key first."""
     only_draft: bool = False
     """Leave it as a draft for the person: `hand_over` answers `Drafted` and sends nothing."""
+    partial: bool = False
+    """Whom the server refuses does not keep it from the others. Where a provider takes all or none, it is no matter."""
+    as_mime: bool = False
+    """Nothing but its MIME can express it: a raw mail or an invitation."""
+    unaltered: bool = False
+    """A raw mail: where its Message-ID is kept, and so proves a copy, nothing is added to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRecipient:
+    """Somebody whom the server did not take as a recipient of a partial mail: known before the gate."""
+
+    n: int
+    """Which of `Mail.recipients`, from 0."""
+    again: bool
+    """Refused for now; False: for good."""
+    reason: str
 
 
 class Prepared(Protocol):
-    """A mail that lacks only its handover."""
+    """A mail that lacks only its handover.
+
+    That of a partial mail may also have `refused`, a tuple of `RefusedRecipient`: it goes to the others.
+    """
 
     @property
     def draft(self) -> Draft | None:
@@ -188,6 +235,8 @@ class Trace:
     recipients: tuple[str, ...] = field(repr=False)
     draft: Draft | None = None
     conversation_id: str | None = None
+    key_only: bool = False
+    """Its Message-ID proves nothing: another message of ours, for which it goes on, has the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +254,43 @@ class Finding:
     sent: Sent | None = None
     outcome: Outcome | None = None
     """With `failed`: who has to wait or act (`Parked`, `Held`), where the provider said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentMail:
+    """A mail that was sent and whose copy may lack in its mailbox."""
+
+    message_id: UUID
+    rfc_message_id: str
+    at: datetime
+    """When it was sent."""
+    size: int
+    body: Callable[[], AsyncIterator[bytes]] = field(repr=False)
+    bcc: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """What became of a copy. `found`: one lay there already; `failed`: try again later, or never, as `outcome` has it.
+
+    `said` is in plain words without addresses.
+    """
+
+    kind: Literal["filed", "found", "failed"]
+    said: str
+    outcome: Outcome | None = None
+
+
+@runtime_checkable
+class Filer(Protocol):
+    """A session that can put a copy of what was sent into its mailbox."""
+
+    async def file_copy(self, mail: SentMail, begin_by: Deadline) -> Filed:
+        """Look for a copy, and file one if there is none, unless `begin_by` has passed by then.
+
+        Never sends, never raises for what a provider answers.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

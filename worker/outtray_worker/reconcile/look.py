@@ -80,6 +80,8 @@ class Looks:
             log.warning("looks were left to their time", messages=len(wanted), error=type(error).__name__)
             self._waiting.difference_update(wanted)
             return 0
+        # A host that fails for most mailboxes is left in peace; what was picked for it is due again in a while.
+        places = {place: ids for place, ids in places.items() if not self._process.breakers.holds(place[1])}
         taken = [each for ids in places.values() for each in ids]
         self._waiting.difference_update(set(wanted) - set(taken))
         for (_, host), ids in places.items():
@@ -178,18 +180,24 @@ class Looks:
     async def _find(self, session: Session, case: Case) -> Finding:
         if case.handover == 0:
             return Finding("absent", "nowhere: it was never handed over")
+        self._process.crash_point("looking", case.message_id)
         return await session.find_evidence(case.trace)
 
     async def _write(self, look: Look) -> None:
-        self._process.crash_point("looked")
+        self._process.crash_point("looked", look.case.message_id)
         async with self._process.pool.connection() as connection:
             verdict = await write_look(connection, look, self.rules(look.case))
+        self._process.crash_point("look written", look.case.message_id)
         log.info(
             "looked",
             message_id=str(look.case.message_id),
             finding=look.finding.kind,
             verdict=type(verdict).__name__.lower(),
         )
+
+    def settle(self, provider: str) -> timedelta:
+        """How long what was sent may be on its way to where it is looked for."""
+        return self._schedules.settle(provider)
 
     def rules(self, case: Case) -> Rules:
         """What a decision about this case goes by."""

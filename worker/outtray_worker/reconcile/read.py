@@ -21,7 +21,7 @@ from outtray_worker.reconcile.pick import WANTS_LOOKS
 # first gate: provider ids for any handover make it sent.
 READ = f"""
 SELECT outtray.outtray_now() AS began, m.id, m.mailbox_id, m.state, m.handover, m.rfc_message_id, m.conversation_id,
-    m.draft, b.status,
+    m.draft, m.continues, b.status,
     coalesce(CASE WHEN m.may_have_left THEN
         (SELECT min(j.at) FROM outtray.journal j WHERE j.message_id = m.id AND j.kind = 'gate') END,
         m.handed_at, m.created_at) AS since,
@@ -119,6 +119,7 @@ def _case(vault: Vault, row: Mapping[str, Any]) -> Case:
         recipients,
         Draft(**row["draft"]) if row["draft"] else None,
         row["conversation_id"],
+        key_only=row["continues"] is not None,
     )
     return Case(row["id"], row["state"], row["handover"], row["began"], box, row["status"], trace, trouble)
 

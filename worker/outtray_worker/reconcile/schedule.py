@@ -32,11 +32,12 @@ class Schedule:
     settle: timedelta
     source: str
     read_on: date
+    going_on: tuple[timedelta, ...] = GOING_ON
 
     @property
     def moments(self) -> tuple[timedelta, ...]:
         """All looks of the first day, from the moment the doubt arose."""
-        return self.steps + tuple(each for each in GOING_ON if each > self.steps[-1])
+        return self.steps + tuple(each for each in self.going_on if each > self.steps[-1])
 
     def wait(self, looks: int) -> timedelta:
         """How long to wait for the next look after so many."""
@@ -48,7 +49,8 @@ class Schedule:
         return looks >= len(self.moments)
 
     def scaled(self, by: float) -> Schedule:
-        return Schedule(tuple(each * by for each in self.steps), self.settle * by, self.source, self.read_on)
+        steps, going_on = (tuple(each * by for each in times) for times in (self.steps, self.going_on))
+        return Schedule(steps, self.settle * by, self.source, self.read_on, going_on)
 
 
 SCHEDULES: Mapping[str, Schedule] = {

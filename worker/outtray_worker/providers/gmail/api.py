@@ -11,42 +11,19 @@ import json
 import logging
 from collections.abc import Mapping
 from copy import copy
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from googleapiclient.discovery import build_from_document
-from googleapiclient.discovery_cache import get_static_doc
 from googleapiclient.errors import HttpError
 from googleapiclient.http import HttpRequest, MediaInMemoryUpload
 from httplib2 import Response
 
+from outtray_worker.providers.gmail.discovery import discovery
 from outtray_worker.providers.web import Answer, Request, Stream
 
 MESSAGE = "message/rfc822"
 _NOT_OURS = ("accept-encoding", "user-agent", "content-length")
-
-
-@lru_cache(maxsize=1)
-def discovery() -> dict[str, Any]:
-    """The installed description of the API. No network."""
-    document: dict[str, Any] = json.loads(get_static_doc("gmail", "v1"))
-    return document
-
-
-@lru_cache(maxsize=1)
-def scopes_of() -> dict[str, frozenset[str]]:
-    """By method, as in `drafts.send`: any one of these scopes allows it."""
-    found: dict[str, frozenset[str]] = {}
-
-    def collect(resource: Mapping[str, Any], prefix: str) -> None:
-        for name, method in resource.get("methods", {}).items():
-            found[f"{prefix}{name}"] = frozenset(method["scopes"])
-        for name, inner in resource.get("resources", {}).items():
-            collect(inner, f"{prefix}{name}.")
-
-    collect(discovery()["resources"]["users"], "")
-    return found
 
 
 class Api:

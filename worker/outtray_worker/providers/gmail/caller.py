@@ -27,7 +27,7 @@ from outtray_worker.providers.gmail.answers import (
 )  # fmt: skip
 from outtray_worker.providers.gmail.api import parsed
 from outtray_worker.providers.gmail.scopes import least_for
-from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.redact import Redactor
 from outtray_worker.providers.web import Answer, NoAnswer, Request, Stream
 from outtray_worker.providers.web.client import LARGEST
 from outtray_worker.providers.web.rows import Row, Signal, Step

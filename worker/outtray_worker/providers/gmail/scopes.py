@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from outtray_worker.providers.gmail.api import scopes_of
+from outtray_worker.providers.gmail.discovery import scopes_of
 
 PREFIX = "https://www.googleapis.com/auth/"
 METADATA = f"{PREFIX}gmail.metadata"

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from outtray_schema.outcome import Failed, Held, Outcome
+from outtray_worker.crash import crash_points
 from outtray_worker.providers import Account, Draft, Finding, Mail, OriginalMail, Removed, Trace
 from outtray_worker.providers.gmail.body import Content, as_json, as_multipart, held
 from outtray_worker.providers.gmail.caller import Caller, Ended, Interrupted
@@ -17,7 +18,7 @@ from outtray_worker.providers.gmail.orphans import find_orphan, remove
 from outtray_worker.providers.gmail.reading import read
 from outtray_worker.providers.gmail.scopes import grants_of, least_for
 from outtray_worker.providers.gmail.upload import Upload, last_piece
-from outtray_worker.providers.smtp import names_of
+from outtray_worker.providers.redact import names_of
 from outtray_worker.providers.web import Answer, ContentLost, Request, Stream
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class GmailSession:
                 orphaned.discard(mail.message_id)
             raise
         orphaned.discard(mail.message_id)
+        crash_points(self.provider.settings.crash_at)("draft made")
         return _draft_of(said)
 
     async def _make_draft(self, mail: Mail, content: Content) -> dict[str, object]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from outtray_schema.outcome import Evidence, Outcome
-from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.redact import Redactor
 from outtray_worker.providers.web import Answer
 from outtray_worker.providers.web.rows import (
     ANY_STATUS,

@@ -11,13 +11,14 @@ from uuid import uuid4
 
 from outtray_schema.outcome import Evidence, Held, NotBegun, Outcome, Parked, Retry
 from outtray_schema.settings import Settings
+from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline
 from outtray_worker.providers import Account, NoToken, Tokens
 from outtray_worker.providers.microsoft.answers import APP_ONLY, claims_of, refusal
 from outtray_worker.providers.microsoft.letter import Json, encoded
 from outtray_worker.providers.microsoft.limits import Lane, Lanes
 from outtray_worker.providers.microsoft.scopes import Grant
-from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.redact import Redactor
 from outtray_worker.providers.web import Answer, NoAnswer, Request, Stream, Web
 from outtray_worker.providers.web.client import LARGEST
 from outtray_worker.providers.web.rows import Step
@@ -91,6 +92,7 @@ class Calls:
     ) -> None:
         self._web = web
         self._settings = settings
+        self.crash_point = crash_points(settings.crash_at)
         self._account = account
         self._grant = grant
         self._lanes = lanes

@@ -128,6 +128,7 @@ class Workshop:
         self.doubtful = said.status >= 500
         draft = draft_of(self.calls.expect(said, 200, 201))
         self.made = draft.id
+        self.calls.crash_point("draft made")
         return draft
 
     async def _patch(self, draft: Draft, message: Json) -> Draft:

@@ -33,6 +33,10 @@ def route_of(mail: Mail, headers: Headers, own: str, grant: Grant) -> Route:
         return _at_once(mail, headers, itself, fits)
     answers = mail.original is not None and mail.original.message_id is not None
     beyond = beyond_json(headers, answers)
+    if mail.as_mime:
+        beyond = beyond or ["the form of the mail"]
+        if mail.unaltered and not fits:
+            raise Ended(_too_large())
     if not beyond:
         return "answer" if answers else "json"
     # A MIME draft ignores a From that is not the mailbox's own (learn.microsoft.com/graph/outlook-send-mime-message).
@@ -47,12 +51,16 @@ def _at_once(mail: Mail, headers: Headers, itself: bool, fits: bool) -> Route:
         raise Ended(Failed(reason, evidence={"rule": "no-scope"}))
     if itself and fits:
         return "send mime"
-    if not itself and (beyond := beyond_json(headers, False)):
-        raise Ended(_cannot_carry(beyond))
+    if not itself and ((beyond := beyond_json(headers, False)) or mail.as_mime):
+        raise Ended(_cannot_carry(beyond or ["the form of the mail"]))
     if itself:
         reason = "larger than the 4 MB that sendMail takes: files by upload need the permission Mail.ReadWrite"
         raise Ended(Failed(reason, evidence={"rule": "size"}))
     return "send json"
+
+
+def _too_large() -> Failed:
+    return Failed("a raw mail goes to Microsoft Graph whole, in one request of 4 MB", evidence={"rule": "size"})
 
 
 def _cannot_carry(names: list[str]) -> Failed:

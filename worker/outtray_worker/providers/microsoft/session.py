@@ -30,6 +30,7 @@ from outtray_worker.providers.microsoft.reading import read_original
 from outtray_worker.providers.microsoft.routes import Route, route_of
 from outtray_worker.providers.microsoft.scopes import Grant
 from outtray_worker.providers.microsoft.sending import MicrosoftPrepared, rest_of
+from outtray_worker.providers.redact import names_of
 from outtray_worker.providers.web import ContentLost, NoAnswer
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class MicrosoftSession:
 
     async def prepare(self, mail: Mail) -> MicrosoftPrepared | Outcome:
         """Everything but the handover. Raises what the mail's own content raises, never what Graph does."""
-        self.calls.secrets = _names_of(mail)
+        self.calls.secrets = names_of(mail)
         return await self._answered(lambda: self._prepare(mail), loads=True)
 
     async def _answered(self, steps: Callable[[], Awaitable[T]], loads: bool = False) -> T | Outcome:
@@ -177,9 +178,3 @@ def _send(draft: Draft) -> Ask:
 def _too_large() -> Failed:
     reason = "larger than the 4 MB that sendMail takes: files by upload need the permission Mail.ReadWrite"
     return Failed(reason, evidence={"rule": "size"})
-
-
-def _names_of(mail: Mail) -> tuple[str, ...]:
-    """What must not stand in evidence: the addresses, and their local parts, which servers quote alone."""
-    addresses = (mail.sender, *mail.recipients)
-    return tuple(part for address in addresses for part in (address, address.rpartition("@")[0]))

@@ -15,22 +15,24 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
-from outtray_schema.outcome import Failed, Held, NotBegun, Outcome, Parked
+from outtray_schema.outcome import Failed, Held, NotBegun, Outcome, Parked, Sent
 from outtray_schema.settings import Settings
+from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline, boottime
-from outtray_worker.providers import Account, Finding, Mail, NoToken, Trace
+from outtray_worker.providers import Account, Filed, Finding, Mail, NoToken, RefusedRecipient, SentMail, Trace
 from outtray_worker.providers.names import Names
+from outtray_worker.providers.redact import Redactor, names_of
 from outtray_worker.providers.smtp.auth import secrets_of
 from outtray_worker.providers.smtp.body import Body, ContentLost, keyed
 from outtray_worker.providers.smtp.dialogue import envelope, give_body, give_envelope, write_dot
 from outtray_worker.providers.smtp.imap import Imap, ImapSession
+from outtray_worker.providers.smtp.imap.line import Place
 from outtray_worker.providers.smtp.imap.look import Check as ImapCheck
-from outtray_worker.providers.smtp.link import Ended, Link, Server, build_context, connect
-from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.smtp.link import Ended, Link, Server, connect
 from outtray_worker.providers.smtp.troubles import interrupted
+from outtray_worker.providers.smtp.trust import Trust, build_context
 from outtray_worker.providers.smtp.wire import Garbled
 
 T = TypeVar("T")
@@ -66,7 +68,8 @@ class SmtpProvider:
     def __init__(self, settings: Settings) -> None:
         self.names = Names()
         self.settings = settings
-        self._contexts: dict[tuple[str | None, float], ssl.SSLContext] = {}
+        self.crash_point = crash_points(settings.crash_at)
+        self._contexts: dict[tuple[Trust, float], ssl.SSLContext] = {}
         self.imap = Imap(settings, self.names, self.context)
 
     def open(self, account: Account) -> SmtpSession:
@@ -80,20 +83,17 @@ class SmtpProvider:
         finally:
             await session.close()
 
-    async def context(self, ca_file: str | None) -> ssl.SSLContext:
+    async def context(self, trust: Trust) -> ssl.SSLContext:
         """TLS as `build_context` makes it, kept until the file changes. Raises `Ended` if the file cannot be used."""
         try:
-            key = (ca_file, await asyncio.to_thread(changed_at, ca_file) if ca_file else 0.0)
+            key = (trust, await asyncio.to_thread(trust.version) if trust.ca_file else 0.0)
             if key not in self._contexts:
-                self._contexts[key] = await asyncio.to_thread(build_context, ca_file)
+                self._contexts[key] = await asyncio.to_thread(build_context, trust)
         except OSError as error:
-            reason = f"the mailbox's ca_file cannot be used: {ca_file} ({error.strerror or 'no certificates in it'})"
+            where = f"ca_file cannot be used: {trust.ca_file}" if trust.ca_file else "authority cannot be used"
+            reason = f"the mailbox's {where} ({error.strerror or 'no certificates in it'})"
             raise Ended(Held(reason, status="disabled", evidence={"rule": "ca-file"})) from error
         return self._contexts[key]
-
-
-def changed_at(file: str) -> float:
-    return Path(file).stat().st_mtime
 
 
 class SmtpSession:
@@ -102,6 +102,7 @@ class SmtpSession:
     def __init__(self, provider: SmtpProvider, account: Account) -> None:
         self._provider = provider
         self._settings = provider.settings
+        self.crash_point = provider.crash_point
         self._account = account
         self._secrets = tuple(secrets_of(account.credentials))
         self._link: Link | None = None
@@ -116,15 +117,18 @@ class SmtpSession:
     async def _prepare(self, mail: Mail) -> SmtpPrepared:
         link = await self._ready()
         link.redact = Redactor(*self._secrets, *names_of(mail))
-        if self._imap:  # recipients see our key: it travels only where somebody can look for it
+        # Recipients see our key: it travels only where somebody can look for it, and never on somebody's own bytes. Of
+        # a partial mail another one goes on with the same Message-ID, and only the key can tell their copies apart.
+        if (self._imap or mail.partial) and not mail.unaltered:
             mail = keyed(mail, self._settings.key_header)
         body = Body(mail)
         try:
-            await give_envelope(link, envelope(link, mail, await body.look_ahead()))
+            refused = await give_envelope(link, envelope(link, mail, await body.look_ahead()), mail.partial)
             await give_body(link, body, mail.size)
+            self.crash_point("uploaded")
         finally:
             await body.close()
-        return SmtpPrepared(self, link, mail)
+        return SmtpPrepared(self, link, mail, refused)
 
     async def find_evidence(self, trace: Trace) -> Finding:
         """SMTP shows nothing of what it took; where the mailbox names an IMAP server, what was sent is read there."""
@@ -137,6 +141,20 @@ class SmtpSession:
         if self._looks is None and self._account.server.get("imap"):
             self._looks = self._provider.imap.open(self._account, self._credentials)
         return self._looks
+
+    async def file_copy(self, mail: SentMail, begin_by: Deadline) -> Filed:
+        """A copy in the folder of sent mail, where the mailbox names an IMAP server."""
+        if self._imap is None:
+            reason = "the mailbox names no IMAP server"
+            return Filed("failed", reason, Held(reason))
+        return await self._imap.file_copy(mail, begin_by)
+
+    def with_copy(self, outcome: Outcome) -> Outcome:
+        """An outcome that says of what was sent whether its copy is to be filed afterwards."""
+        if not isinstance(outcome, Sent) or not self._account.server.get("imap"):
+            return outcome
+        wanted = Place.of(self._account.server).wants_copies
+        return replace(outcome, evidence={**outcome.evidence, "sent_copy": wanted}) if wanted else outcome
 
     async def check(self) -> Check | Outcome:
         found = await self._bounded(self._check)
@@ -189,7 +207,7 @@ class SmtpSession:
             return self._link
         await self.close()
         server = Server.of(self._account.server)
-        context = await self._provider.context(server.ca_file)
+        context = await self._provider.context(Trust.of(self._account.server))
         credentials = await self._credentials()
         try:
             return await self._connect(server, context, credentials)
@@ -204,7 +222,7 @@ class SmtpSession:
     async def _connect(self, server: Server, context: ssl.SSLContext, credentials: Mapping[str, Any]) -> Link:
         self._secrets = tuple(secrets_of(credentials))
         self._link = link = Link(server, self._settings, Redactor(*self._secrets))
-        await connect(link, credentials, self._settings, context, self._provider.names)
+        await connect(link, credentials, self._settings, context, self._provider.names, self._account.logins)
         return link
 
     async def _credentials(self, refused: str | None = None) -> Mapping[str, Any]:
@@ -255,10 +273,14 @@ class SmtpSession:
 class SmtpPrepared:
     """A mail whose body the server has, and which lacks only the dot."""
 
-    def __init__(self, session: SmtpSession, link: Link, mail: Mail) -> None:
+    def __init__(
+        self, session: SmtpSession, link: Link, mail: Mail, refused: tuple[RefusedRecipient, ...] = ()
+    ) -> None:
+        self.refused = refused
         self._session = session
         self._link = link
         self._mail = mail
+        self._crash_point = session.crash_point
         self._spent = False
 
     async def hand_over(self, begin_by: Deadline, answer_by: Deadline) -> Outcome:
@@ -275,6 +297,7 @@ class SmtpPrepared:
         except (OSError, Garbled) as error:
             self._session.drop()
             return interrupted(link.phase, link.server.place, error)
+        self._crash_point("last look")
         if begin_by.passed:
             self._session.drop()
             return NotBegun("the time to begin the handover had passed", evidence={"rule": "too-late"})
@@ -282,8 +305,9 @@ class SmtpPrepared:
 
     async def _commit(self, link: Link, answer_by: Deadline) -> Outcome:
         link.messages += 1
+        self._crash_point("first byte")
         try:
-            return await write_dot(link, self._mail, answer_by)
+            return self._session.with_copy(await write_dot(link, self._mail, answer_by))
         finally:
             if not link.usable:
                 self._session.drop()
@@ -296,9 +320,3 @@ class SmtpPrepared:
         """Drop the connection: without the dot the server throws the body away (RFC 5321 4.1.1.10)."""
         self._spent = True
         self._session.drop()
-
-
-def names_of(mail: Mail) -> tuple[str, ...]:
-    """What must not stand in evidence: the addresses of a mail, and their local parts, which servers quote alone."""
-    addresses = (mail.sender, *mail.recipients)
-    return tuple(part for address in addresses for part in (address, address.rpartition("@")[0]))

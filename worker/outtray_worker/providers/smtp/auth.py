@@ -11,7 +11,9 @@ from typing import Any, Literal
 from aiosmtplib import SMTPResponse
 from aiosmtplib.auth import auth_login_encode, auth_plain_encode, auth_xoauth2_encode
 
-Mechanism = Literal["plain", "login", "xoauth2"]
+Mechanism = Literal["plain", "login", "xoauth2", "oauthbearer"]
+BY_TOKEN = ("xoauth2", "oauthbearer")
+"""In the order in which they are taken: the older one is what most servers have been tried with."""
 Ask = Callable[..., Awaitable[SMTPResponse]]
 """Sends one command line, given in words, and returns the reply."""
 
@@ -21,25 +23,32 @@ class NoLogin(Exception):
 
 
 def choose(wanted: str, credentials: Mapping[str, Any], offered: tuple[str, ...]) -> Mechanism:
-    """The one mechanism: XOAUTH2 with a token, else PLAIN, else LOGIN where the server offers no PLAIN.
+    """The one mechanism: by a token XOAUTH2, or OAUTHBEARER where only that is offered; else PLAIN, or else LOGIN.
 
     `wanted` is the mailbox's `auth` setting, `offered` the server's mechanisms in lower case. Raises `NoLogin`.
     """
     mechanism: Mechanism = "xoauth2" if credentials.get("access_token") else "plain"
-    if wanted in ("plain", "login", "xoauth2"):
+    if wanted in ("plain", "login", *BY_TOKEN):
         mechanism = wanted  # type: ignore[assignment]
+    elif mechanism == "xoauth2" and "xoauth2" not in offered and "oauthbearer" in offered:
+        mechanism = "oauthbearer"
     elif mechanism == "plain" and "plain" not in offered and "login" in offered:
         mechanism = "login"
     if mechanism not in offered:
         raise NoLogin(f"the server offers {', '.join(offered).upper() or 'no login'} here, not {mechanism.upper()}")
-    needed = "access_token" if mechanism == "xoauth2" else "password"
+    needed = "access_token" if mechanism in BY_TOKEN else "password"
     if not credentials.get("username") or not credentials.get(needed):
         raise NoLogin(f"{mechanism.upper()} needs a user name and {needed.replace('_', ' ')}; the mailbox has none")
     return mechanism
 
 
-async def log_in(ask: Ask, mechanism: Mechanism, credentials: Mapping[str, Any]) -> tuple[SMTPResponse, dict[str, str]]:
-    """Try once. Returns the server's last word, 235 if it agrees, and what it said beside (XOAUTH2's JSON, as text)."""
+async def log_in(
+    ask: Ask, mechanism: Mechanism, credentials: Mapping[str, Any], place: tuple[str, int]
+) -> tuple[SMTPResponse, dict[str, str]]:
+    """Try once. Returns the server's last word, 235 if it agrees, and what it said beside (a token's error, as text).
+
+    `place` is the server's host and port, which OAUTHBEARER names.
+    """
     user = str(credentials["username"])
     match mechanism:
         case "plain":
@@ -49,16 +58,27 @@ async def log_in(ask: Ask, mechanism: Mechanism, credentials: Mapping[str, Any])
             reply = await ask(b"AUTH", b"LOGIN", name)
             return (await ask(password) if reply.code == 334 else reply), {}
         case "xoauth2":
-            return await _xoauth2(ask, user, str(credentials["access_token"]))
+            said = auth_xoauth2_encode(user, str(credentials["access_token"]))
+            # A refusal comes as base64 JSON first; an empty line asks for the reply itself
+            # (developers.google.com/gmail/imap/xoauth2-protocol, 2026-11).
+            return await _by_token(ask, b"XOAUTH2", said, b"")
+        case "oauthbearer":
+            said = base64.b64encode(oauthbearer(user, str(credentials["access_token"]), *place).encode())
+            # The same, but the answer is one ^A (RFC 7628 3.2.3).
+            return await _by_token(ask, b"OAUTHBEARER", said, b"AQ==")
 
 
-async def _xoauth2(ask: Ask, user: str, token: str) -> tuple[SMTPResponse, dict[str, str]]:
-    reply = await ask(b"AUTH", b"XOAUTH2", auth_xoauth2_encode(user, token))
+async def _by_token(ask: Ask, mechanism: bytes, said: bytes, dummy: bytes) -> tuple[SMTPResponse, dict[str, str]]:
+    reply = await ask(b"AUTH", mechanism, said)
     if reply.code != 334:
         return reply, {}
-    # A refusal comes as base64 JSON first; an empty line asks for the reply itself
-    # (developers.google.com/gmail/imap/xoauth2-protocol, 2026-11).
-    return await ask(b""), _challenge(reply.message)
+    return await ask(dummy), _challenge(reply.message)
+
+
+def oauthbearer(user: str, token: str, host: str, port: int) -> str:
+    """What OAUTHBEARER says at first (RFC 7628 3.1); the user's name as SASL writes it (RFC 5801 4)."""
+    name = user.replace("=", "=3D").replace(",", "=2C")
+    return f"n,a={name},\x01host={host}\x01port={port}\x01auth=Bearer {token}\x01\x01"
 
 
 def _challenge(text: str) -> dict[str, str]:

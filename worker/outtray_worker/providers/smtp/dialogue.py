@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 
 from aiosmtplib import SMTPResponse
 
-from outtray_schema.outcome import Evidence, Failed, Held, Outcome, Parked, Sent, Unknown
+from outtray_schema.address import ascii_domain
+from outtray_schema.outcome import Evidence, Failed, Held, Outcome, Parked, Retry, Sent, Unknown
 from outtray_worker.deadline import Deadline, boottime
-from outtray_worker.providers import Mail
+from outtray_worker.providers import Mail, RefusedRecipient
 from outtray_worker.providers.smtp.body import Body, DotStuffing
 from outtray_worker.providers.smtp.link import Ended, Link
 from outtray_worker.providers.smtp.wire import Garbled
@@ -31,7 +32,7 @@ def path(address: str) -> bytes:
     local, at, domain = address.rpartition("@")
     if not at or not local or re.search(r"[\x00-\x1f\x7f<>]", address) or (" " in local and local[0] != '"'):
         raise ValueError("the address cannot be written in an SMTP command")
-    return b"%b@%b" % (local.encode(), domain.encode("ascii" if domain.isascii() else "idna"))
+    return b"%b@%b" % (local.encode(), (domain if domain.isascii() else ascii_domain(domain)).encode())
 
 
 def envelope(link: Link, mail: Mail, eight_bit: bool) -> list[bytes]:
@@ -55,8 +56,11 @@ def failed(rule: str, reason: str) -> Ended:
     return Ended(Failed(reason, evidence={"rule": rule}))
 
 
-async def give_envelope(link: Link, commands: Sequence[bytes]) -> None:
-    """All recipients or none: any refusal ends the attempt, and RSET comes before the link's next mail."""
+async def give_envelope(link: Link, commands: Sequence[bytes], partial: bool = False) -> tuple[RefusedRecipient, ...]:
+    """All recipients or none: any refusal ends the attempt, and RSET comes before the link's next mail.
+
+    `partial`: it goes on as long as the server takes one of them; returns whom it does not take.
+    """
     link.phase = "mail"
     link.dirty = True
     if "pipelining" in link.extensions:
@@ -69,7 +73,11 @@ async def give_envelope(link: Link, commands: Sequence[bytes]) -> None:
     link.phase = "mail"
     link.expect(replies[0], 250)
     link.phase = "rcpt"
-    expect_recipients(link, replies[1:], len(commands) - 1)
+    asked = len(commands) - 1
+    if partial and (refused := refused_recipients(link, replies[1:], asked)):
+        return refused
+    expect_recipients(link, replies[1:], asked)
+    return ()
 
 
 async def ask_at_once(link: Link, commands: Sequence[bytes]) -> list[SMTPResponse]:
@@ -102,6 +110,25 @@ def expect_recipients(link: Link, replies: Sequence[SMTPResponse], asked: int) -
     refused = ",".join(str(n) for n, _ in refusals[:50])
     ends = [link.refused(reply, refused_recipients=refused) for _, reply in refusals]
     raise min(ends, key=lambda end: weight(end.outcome))
+
+
+def refused_recipients(link: Link, replies: Sequence[SMTPResponse], asked: int) -> tuple[RefusedRecipient, ...]:
+    """Whom the server does not take, if it takes one at least and minds nothing but them; else nobody.
+
+    That there are too many holds for this one mail: the others get another (RFC 5321 4.5.3.1.10).
+    """
+    taken = sum(reply.code in (250, 251, 252) for reply in replies)
+    refusals = [(n, link.refused(reply).outcome) for n, reply in enumerate(replies) if reply.code >= 400]
+    if not taken or taken + len(refusals) != asked or not link.wire.alive:
+        return ()
+    if any(isinstance(outcome, (Held, Parked)) for _, outcome in refusals):
+        return ()
+    return tuple(_refused(n, outcome) for n, outcome in refusals if isinstance(outcome, (Retry, Failed)))
+
+
+def _refused(n: int, outcome: Retry | Failed) -> RefusedRecipient:
+    again = isinstance(outcome, Retry) or str(outcome.evidence.get("rule")).startswith("too-many-recipients")
+    return RefusedRecipient(n, again, outcome.reason)
 
 
 def weight(outcome: Outcome) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,13 +16,16 @@ from aiosmtplib.esmtp import parse_esmtp_extensions
 from outtray_schema.outcome import Evidence, Held, Outcome, Parked
 from outtray_schema.settings import Settings
 from outtray_worker.deadline import boottime
+from outtray_worker.providers import Answered, Logins, NoLoginNow
 from outtray_worker.providers.names import Names
+from outtray_worker.providers.redact import Redactor
 from outtray_worker.providers.smtp.auth import NoLogin, choose, log_in
-from outtray_worker.providers.smtp.redact import Redactor
 from outtray_worker.providers.smtp.replies import Phase, classify, enhanced_code
 from outtray_worker.providers.smtp.wire import Garbled, Wire
 
 Tls = Literal["implicit", "starttls", "clear"]
+Login = tuple[SMTPResponse, dict[str, str]]
+"""The server's last word, and what it said beside."""
 
 
 class Ended(Exception):
@@ -40,7 +43,6 @@ class Server:
     host: str
     port: int
     tls: Tls
-    ca_file: str | None
     auth: str
 
     @classmethod
@@ -50,7 +52,7 @@ class Server:
         if not host or tls not in ("implicit", "starttls", "clear"):
             raise Ended(Held("the mailbox's server needs a host, and tls: implicit or starttls", status="disabled"))
         usual = {"implicit": 465, "starttls": 587, "clear": 25}[tls]
-        return cls(str(host), int(port or usual), tls, server.get("ca_file"), str(server.get("auth", "auto")))
+        return cls(str(host), int(port or usual), tls, str(server.get("auth", "auto")))
 
     @property
     def place(self) -> str:
@@ -137,20 +139,13 @@ class Link:
         }
 
 
-def build_context(ca_file: str | None) -> ssl.SSLContext:
-    """TLS 1.2 or later, the server's name and certificate verified: by the machine's authorities and by `ca_file`.
-
-    Loading the authorities takes over 10 ms: do it once, and off the event loop. Raises `OSError`.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_file:
-        context.load_verify_locations(cafile=ca_file)
-    return context
-
-
 async def connect(
-    link: Link, credentials: Mapping[str, Any], settings: Settings, context: ssl.SSLContext, names: Names
+    link: Link,
+    credentials: Mapping[str, Any],
+    settings: Settings,
+    context: ssl.SSLContext,
+    names: Names,
+    logins: Logins | None = None,
 ) -> None:
     """TCP, TLS, greeting and login on a new link, whose `phase` says how far it came.
 
@@ -164,7 +159,7 @@ async def connect(
     await greet(link)
     if link.server.tls == "starttls":
         await start_tls(link, context, settings)
-    await authenticate(link, credentials)
+    await authenticate(link, credentials, logins)
     link.ready = True
 
 
@@ -183,8 +178,11 @@ def refuse_clear(link: Link, settings: Settings) -> None:
     """Without TLS only to this very machine, and only where the settings allow it: for the sandbox."""
     if link.server.tls != "clear":
         return
+    link.wire.check()
     peer = link.wire.transport.get_extra_info("peername") if link.wire.transport else None
-    if settings.smtp_clear_loopback and peer and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback:
+    if peer is None:  # reset before anybody could ask whose it is
+        raise ConnectionResetError("the server closed the connection")
+    if settings.smtp_clear_loopback and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback:
         return
     reason = f"{link.server.place}: SMTP without TLS is refused; set the mailbox's tls to implicit or starttls"
     raise Ended(Held(reason, status="disabled", evidence={"rule": "clear-refused"}))
@@ -223,7 +221,7 @@ async def start_tls(link: Link, context: ssl.SSLContext, settings: Settings) -> 
     await say_ehlo(link)
 
 
-async def authenticate(link: Link, credentials: Mapping[str, Any]) -> None:
+async def authenticate(link: Link, credentials: Mapping[str, Any], logins: Logins | None) -> None:
     """One AUTH. Without any credentials none: the server then says at MAIL whether it minds."""
     link.phase = "auth"
     if not credentials:
@@ -233,9 +231,27 @@ async def authenticate(link: Link, credentials: Mapping[str, Any]) -> None:
     except NoLogin as error:
         evidence: Evidence = {"rule": "no-login", "phase": "auth"}
         raise Ended(Held(f"{link.server.place}: {error}", evidence=evidence)) from None
-    reply, said = await log_in(link.ask, mechanism, credentials)
+    reply, said = await counted(logins, log_in(link.ask, mechanism, credentials, (link.server.host, link.server.port)))
     if reply.code != 235:
         if reply.code < 400:
             raise Garbled(f"reply {reply.code} is out of place")
         raise link.refused(reply, mechanism=mechanism, **{name: link.redact(text) for name, text in said.items()})
     link.mechanism = mechanism
+
+
+async def counted(logins: Logins | None, login: Coroutine[Any, Any, Login]) -> Login:
+    """One login, asked for and told of where somebody counts them. Raises `Ended` where none may be tried now."""
+    if logins is None:
+        return await login
+    try:
+        await logins.permit("smtp")
+    except NoLoginNow as error:
+        login.close()
+        raise Ended(error.outcome) from None
+    answer: Answered = "later"
+    try:
+        reply, said = await login
+        answer = "accepted" if reply.code == 235 else "refused" if reply.code >= 500 else "later"
+        return reply, said
+    finally:
+        await logins.told("smtp", answer)

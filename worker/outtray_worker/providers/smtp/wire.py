@@ -19,6 +19,8 @@ from typing import cast
 from aiosmtplib import SMTPResponse, SMTPServerDisconnected
 from aiosmtplib.protocol import SMTPProtocol
 
+from outtray_worker.providers.smtp.trust import PinnedContext
+
 _LINE = re.compile(rb"([2-5]\d\d)(?:([ -])([^\r\n]*))?\r?\n")
 # RFC 5321 4.5.3.1.5 allows 512 bytes a line; servers exceed it in EHLO and in long policy texts.
 _LONGEST_LINE = 8192
@@ -154,6 +156,8 @@ class Wire(SMTPProtocol):
             raise SMTPServerDisconnected("the server closed the connection")
         # The TLS layer pauses at its limit, not above it as a socket does: 0 would never resume (CPython 3.11, uvloop).
         upgraded.set_write_buffer_limits(high=1, low=0)
+        if isinstance(context, PinnedContext):
+            context.check(upgraded.get_extra_info("ssl_object").getpeercert(binary_form=True))
         self.transport = upgraded
         self._over_ssl = True
 

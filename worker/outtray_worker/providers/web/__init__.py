@@ -14,9 +14,24 @@ written: before it everything is definite (`NotBegun`, `Parked` for the connecti
 A provider keeps what answers mean as data: `rows.Row`, found by `rows.Table.classify(Signal(…))`, whose `unknown-…`
 rows are counted by `signals.Signals` (`providers/gmail/answers.py` shows the use). No error of aiohttp may leave this
 package: its text holds the URL, and upload URLs are secrets.
+
+Only `Web` loads aiohttp, 0.15 s of CPU (measured 2026-11): a process that never meets HTTP does without.
 """
 
-from outtray_worker.providers.web.client import Web
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from outtray_worker.providers.web.exchange import Answer, ContentLost, NoAnswer, Request, Stream
 
+if TYPE_CHECKING:
+    from outtray_worker.providers.web.client import Web
+
 __all__ = ["Answer", "ContentLost", "NoAnswer", "Request", "Stream", "Web"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Web":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.client").Web

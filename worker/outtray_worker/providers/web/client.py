@@ -15,6 +15,7 @@ from yarl import URL
 
 from outtray_schema.outcome import NotBegun, Outcome, Parked, Unknown
 from outtray_schema.settings import Settings
+from outtray_worker.crash import crash_points
 from outtray_worker.deadline import Deadline
 from outtray_worker.providers.names import Names
 from outtray_worker.providers.web.exchange import Answer, ContentLost, NoAnswer, Request, Stream, exactly
@@ -111,6 +112,7 @@ class Web:
         self._connect = settings.connect_timeout.total_seconds()
         self._limit = settings.engine_turns
         self._resolver = _Resolver()
+        self._crash_point = crash_points(settings.crash_at)
         self._kept: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
 
@@ -129,15 +131,19 @@ class Web:
         """Send once if `begin_by` lies ahead when the connection stands. `fresh`: on a connection of its own."""
 
         def look() -> None:
+            self._crash_point("last look")
             if begin_by.passed:
                 raise _TooLate
+            self._crash_point("first byte")
 
         attempt = _Attempt(look)
         exchange = asyncio.ensure_future(self._exchange(request, attempt, LARGEST, fresh))
         try:
             if not await _ended(exchange, answer_by):
                 return _silent(request, attempt)
-            return exchange.result()
+            answer = exchange.result()
+            self._crash_point("answered")
+            return answer
         except _TooLate:
             return NotBegun("the time to begin the handover had passed", evidence={"rule": "too-late"})
         except ContentLost:

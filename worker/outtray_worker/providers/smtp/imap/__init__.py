@@ -1,9 +1,10 @@
-"""Evidence for SMTP mailboxes: their folder of sent mail, read by IMAP. Nothing there is ever changed.
+"""A mailbox's folder of sent mail, by IMAP: read for evidence, and given the copies that its provider does not file.
 
     connect → TLS → one login           once per session, kept for its other looks
     LIST → EXAMINE                      the folder marked as that of sent mail (RFC 6154), else one named like it
     SEARCH HEADER → FETCH of headers    by Message-ID, then by our key; what was found is read and compared
     the newest, read                    no index may say that something is absent
+    APPEND                              only of what was sent, and only where no copy is; all else stays as it is
 
 IMAPClient does the talking, in threads of a bounded pool; a step that takes too long loses its connection, which ends
 its thread.
@@ -15,29 +16,33 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from outtray_schema.consent import OFFICE_IMAP, canonical
 from outtray_schema.outcome import Held, Outcome, Parked
 from outtray_schema.settings import Settings
-from outtray_worker.providers import Account, Finding, Trace
+from outtray_worker.deadline import Deadline
+from outtray_worker.providers import Account, Answered, Filed, Finding, NoLoginNow, SentMail, Trace
 from outtray_worker.providers.names import Names
+from outtray_worker.providers.redact import Redactor
 from outtray_worker.providers.smtp.auth import secrets_of
 from outtray_worker.providers.smtp.imap.client import Client
+from outtray_worker.providers.smtp.imap.copy import file_copy
 from outtray_worker.providers.smtp.imap.folders import sent_folders
 from outtray_worker.providers.smtp.imap.line import Line, Place
 from outtray_worker.providers.smtp.imap.login import log_in
 from outtray_worker.providers.smtp.imap.look import Check, Looked, look
 from outtray_worker.providers.smtp.imap.troubles import Refused, broken, refused
 from outtray_worker.providers.smtp.link import Ended
-from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.smtp.trust import Trust
 from outtray_worker.providers.smtp.wire import Garbled
 
 T = TypeVar("T")
 
 Credentials = Callable[[str | None], Awaitable[Mapping[str, Any]]]
 """What logs in; with a token that was refused, a newer one. Raises `Ended`."""
-Context = Callable[[str | None], Awaitable[ssl.SSLContext]]
+Context = Callable[[Trust], Awaitable[ssl.SSLContext]]
 
 _FAREWELL = 5.0
 """Seconds that a server gets to answer LOGOUT, which nothing depends on."""
@@ -82,6 +87,19 @@ class ImapSession:
         found = await self._bounded(steps)
         return found if isinstance(found, Finding) else _failed(looked, found)
 
+    async def file_copy(self, mail: SentMail, begin_by: Deadline) -> Filed:
+        """A copy of it in the folder of sent mail, unless one is there. Never raises for what a server answers."""
+        if missing := self._missing_scope():
+            return Filed("failed", missing, Held(missing))
+        settings, looked = self._imap.settings, Looked()
+
+        async def steps() -> Filed:
+            line = await self._ready()
+            return await file_copy(line, mail, settings.key_header, begin_by, settings.prepare_limit, looked)
+
+        done = await self._bounded(steps, settings.look_limit + settings.prepare_limit)
+        return done if isinstance(done, Filed) else Filed("failed", getattr(done, "reason", ""), done)
+
     async def check(self) -> Check | Outcome:
         """Log in and find the folder of sent mail, or the outcome that says why not."""
         if missing := self._missing_scope():
@@ -114,11 +132,12 @@ class ImapSession:
     def _own_password(self) -> bool:
         return bool(self._account.credentials.get("imap_password"))
 
-    async def _bounded(self, steps: Callable[[], Awaitable[T]]) -> T | Outcome:
-        """Run steps within `look_limit`; whatever ends them early becomes an outcome."""
+    async def _bounded(self, steps: Callable[[], Awaitable[T]], limit: timedelta | None = None) -> T | Outcome:
+        """Run steps within `look_limit`, or another; whatever ends them early becomes an outcome."""
+        limit = limit or self._imap.settings.look_limit
         place = Place.of(self._account.server)
         try:
-            async with asyncio.timeout(self._imap.settings.look_limit.total_seconds()):
+            async with asyncio.timeout(limit.total_seconds()):
                 return await steps()
         except Ended as end:
             return end.outcome
@@ -135,7 +154,7 @@ class ImapSession:
             return self._line
         self.drop()
         place = Place.of(self._account.server)
-        context = await self._imap.context(place.ca_file)
+        context = await self._imap.context(place.trust)
         credentials = await self._login(None)
         try:
             return await self._connect(place, context, credentials)
@@ -161,11 +180,31 @@ class ImapSession:
         await line.connect(await self._addresses(place), context)
 
         def steps(client: Client) -> tuple[str, frozenset[str]]:
-            return log_in(client, credentials), client.offers()
+            return log_in(client, credentials, (place.host, place.port)), client.offers()
 
-        line.mechanism, line.capabilities = await line.run(steps)
+        line.mechanism, line.capabilities = await self._counted(lambda: line.run(steps))
         line.ready = True
         return line
+
+    async def _counted(self, login: Callable[[], Awaitable[T]]) -> T:
+        """One login, asked for and told of where somebody counts them."""
+        logins = self._account.logins
+        if logins is None:
+            return await login()
+        try:
+            await logins.permit("imap")
+        except NoLoginNow as error:
+            raise Ended(error.outcome) from None
+        answer: Answered = "later"
+        try:
+            done = await login()
+            answer = "accepted"
+            return done
+        except Refused as refusal:
+            answer = "refused" if refusal.at_login and not refusal.waits else "later"
+            raise
+        finally:
+            await logins.told("imap", answer)
 
     async def _addresses(self, place: Place) -> list[str]:
         async with asyncio.timeout(self._imap.settings.connect_timeout.total_seconds()):

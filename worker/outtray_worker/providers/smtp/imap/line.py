@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 from outtray_schema.mailbox import FILES_SENT
@@ -18,6 +19,7 @@ from outtray_schema.settings import Settings
 from outtray_worker.providers.smtp.imap.client import Client
 from outtray_worker.providers.smtp.imap.troubles import Refused, translated
 from outtray_worker.providers.smtp.link import Ended
+from outtray_worker.providers.smtp.trust import Trust
 
 T = TypeVar("T")
 
@@ -29,9 +31,10 @@ class Place:
     host: str
     port: int
     tls: Literal["implicit", "starttls", "clear"]
-    ca_file: str | None
+    trust: Trust
     files_sent: bool | None
     """Whether the provider itself files a copy of what it sends. None: not known, to be seen there."""
+    sent_copy: Literal["auto", "append", "never"] = "auto"
 
     @classmethod
     def of(cls, server: Mapping[str, Any]) -> Place:
@@ -40,7 +43,18 @@ class Place:
         host, tls = str(imap["host"]), imap.get("tls", "implicit")
         port = int(imap.get("port") or (993 if tls == "implicit" else 143))
         known = FILES_SENT.get(host.lower())
-        return cls(host, port, tls, server.get("ca_file"), imap.get("files_sent", known.files if known else None))
+        files = imap.get("files_sent", known.files if known else None)
+        return cls(host, port, tls, Trust.of(server, imap), files, imap.get("sent_copy") or "auto")
+
+    @property
+    def wants_copies(self) -> Literal["due", "look"] | None:
+        """Whether a copy of what is sent is to be filed: at once, or if none is there after a while. None: never.
+
+        Only where the provider is known to file none it may be at once, or there could be two.
+        """
+        if self.sent_copy == "never" or (self.sent_copy == "auto" and self.files_sent):
+            return None
+        return "due" if self.files_sent is False else "look"
 
     @property
     def text(self) -> str:
@@ -96,17 +110,21 @@ class Line:
     def _unsafe(self, what: str) -> Ended:
         return Ended(Parked(f"{self.place.text}: {what}", "connection", evidence={"rule": "imap-unsafe"}))
 
-    async def run(self, steps: Callable[[Client], T]) -> T:
-        """Steps on the client, in a thread. A `Refused` leaves the line usable, all else that is raised does not."""
+    async def run(self, steps: Callable[[Client], T], patience: timedelta | None = None) -> T:
+        """Steps on the client, in a thread. A `Refused` leaves the line usable, all else that is raised does not.
+
+        They may take `patience`, by default that of one command.
+        """
         client = self._client
         if client is None:
             raise ConnectionError("the connection is gone")
-        return await self._in_thread(lambda: steps(client))
+        return await self._in_thread(lambda: steps(client), patience)
 
-    async def _in_thread(self, steps: Callable[[], T]) -> T:
+    async def _in_thread(self, steps: Callable[[], T], patience: timedelta | None = None) -> T:
         ended = False
+        limit = patience or self._settings.command_timeout
         try:
-            async with asyncio.timeout(self._settings.command_timeout.total_seconds()):
+            async with asyncio.timeout(limit.total_seconds()):
                 done = await asyncio.get_running_loop().run_in_executor(self._threads, translated, steps)
             ended = True
         finally:

@@ -8,7 +8,7 @@ to before the handover, and only where the provider itself files what it sends.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -70,7 +70,15 @@ class Copy:
 
     def is_ours(self, trace: Trace, key_header: str) -> bool:
         keys = {str(each).strip() for each in self.headers.get_all(key_header, [])}
-        return str(trace.message_id) in keys or trace.rfc_message_id in self.ids
+        return str(trace.message_id) in keys or (
+            not trace.key_only and trace.rfc_message_id in self.ids and self._may_be_of(trace)
+        )
+
+    def _may_be_of(self, trace: Trace) -> bool:
+        """A Message-ID that a raw mail brought may be that of an older mail of the mailbox's person."""
+        if str(trace.message_id) in trace.rfc_message_id:
+            return True
+        return self.at is not None and self.at >= trace.handed_at - BEFORE
 
     @property
     def ids(self) -> set[str]:
@@ -93,6 +101,8 @@ class Seen:
     """Everything that came after the handover was read."""
     files_copies: bool = False
     """A copy of another of our mails lies there, and it is not old."""
+    searched: bool = False
+    """The server searched for it, and found nothing."""
 
 
 async def look(line: Line, trace: Trace, key_header: str, looked: Looked) -> Finding:
@@ -105,9 +115,27 @@ async def look(line: Line, trace: Trace, key_header: str, looked: Looked) -> Fin
         seen.append(await _in_folder(line, folder, trace, key_header, looked))
         if copy := seen[-1].copy:
             return _sent(copy, seen[-1].by, looked, trace)
-    if GMAIL in line.capabilities and (copy := await _in_all_mail(line, trace, key_header, looked)):
+    if (
+        GMAIL in line.capabilities
+        and not trace.key_only
+        and (copy := await _in_all_mail(line, trace, key_header, looked))
+    ):
         return _sent(copy, "among all mail, by its Message-ID", looked, trace)
     return Finding(_absence(line, seen, looked), looked.text)
+
+
+async def look_for_copy(line: Line, trace: Trace, key_header: str, looked: Looked) -> tuple[Folder | None, bool | None]:
+    """The folder for sent mail, if there is one, and whether a copy lies there. None: nobody can tell."""
+    folders = await line.run(lambda client: sent_folders(client, line.capabilities))
+    for folder in folders:
+        seen = await _in_folder(line, folder, trace, key_header, looked)
+        if seen.copy:
+            return folder, True
+        if not (seen.searched or seen.back_to_handover):
+            return folder, None
+    if folders and GMAIL in line.capabilities and await _in_all_mail(line, trace, key_header, looked):
+        return folders[0], True
+    return (folders[0] if folders else None), False
 
 
 def _absence(line: Line, seen: Sequence[Seen], looked: Looked) -> Any:
@@ -126,11 +154,13 @@ async def _in_folder(line: Line, folder: Folder, trace: Trace, key_header: str, 
     looked.said.append(f"{folder.how} at {line.place.text}")
     found = await line.run(lambda client: client.select_folder(folder.name, readonly=True))
     gmail = GMAIL in line.capabilities
+    searched = False
     searches = (("its Message-ID", "Message-ID", trace.rfc_message_id), ("our key", key_header, str(trace.message_id)))
-    for by, header, value in searches:
+    for by, header, value in searches[trace.key_only :]:
         copies = await line.run(
             partial(_search, criteria=["HEADER", header, value], key_header=key_header, gmail=gmail)
         )
+        searched = searched or copies is not None
         looked.said.append(f"by {by}" + (" (which the server refused to search for)" if copies is None else ""))
         if copy := next((each for each in copies or () if each.is_ours(trace, key_header)), None):
             return Seen(copy, f"in {folder.how}, by {by}")
@@ -138,7 +168,7 @@ async def _in_folder(line: Line, folder: Folder, trace: Trace, key_header: str, 
     newest = await line.run(
         lambda client: _read(client, range(max(1, exists - NEWEST + 1), exists + 1), key_header, gmail)
     )
-    return _among_newest(newest, exists, folder, trace, key_header, looked)
+    return replace(_among_newest(newest, exists, folder, trace, key_header, looked), searched=searched)
 
 
 def _among_newest(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from outtray_schema.outcome import Held, Outcome, Parked
-from outtray_worker.providers.smtp.redact import Redactor
+from outtray_worker.providers.redact import Redactor
 from outtray_worker.providers.smtp.troubles import network_trouble
 from outtray_worker.providers.smtp.wire import Garbled
 
@@ -68,6 +68,11 @@ class Refused(Exception):
     @property
     def row(self) -> Row | None:
         return next((row for row in ROWS if self._fits(row)), None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is known to pass by itself."""
+        return self.row is not None and self.row.wait
 
     def _fits(self, row: Row) -> bool:
         if row.code:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from outtray_worker.providers import Mail
+
 _LONGEST = 300
 _RULES = (
     # Google's 534 carries a log-in link with a token between the brackets (support.google.com, seen 2026-11).
@@ -30,3 +32,9 @@ class Redactor:
         for pattern, stand_in in _RULES:
             text = pattern.sub(stand_in, text)
         return text.strip()[:_LONGEST]
+
+
+def names_of(mail: Mail) -> tuple[str, ...]:
+    """What must not stand in evidence: the addresses of a mail, and their local parts, which servers quote alone."""
+    addresses = (mail.sender, *mail.recipients)
+    return tuple(part for address in addresses for part in (address, address.rpartition("@")[0]))
