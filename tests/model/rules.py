@@ -1,4 +1,5 @@
-"""The protocol's rules, one function for each statement that is built; each names the code that it stands for.
+"""The protocol's rules, one function for each statement that is built; each names the code that it stands for. Those
+about looks for evidence stand in `looks.py`.
 
 A rule can be taken out: `p.has("4 fence")` is false then, and what the rule prevents can happen. `SWITCHES` says of
 each what goes; the number is that of the protocol's rule.
@@ -13,6 +14,7 @@ from model.states import (
     ATTEMPTS,
     BEGIN,
     CANCELLED,
+    ENDED,
     EXPIRED,
     FAILED,
     HANDOVER,
@@ -53,8 +55,13 @@ SWITCHES = {
     "5 before": "the deadline is computed when the gate has answered",
     "5 look": "nobody looks at the deadline before the first byte",
     "5 boottime": "the deadline's clock stands still while the process is frozen",
+    "6 same draft": "a second draft is made although one is bound",
+    "6 gate binds": "a gate binds no draft",
+    "6 404 is unknown": "404 on a bound draft counts as a refusal",
+    "6 ours": "a worker whose gate was refused deletes its draft, though a later turn may have adopted it",
     "7 number": "an outcome is written by state, not by handover number",
     "7 ids": "an answer to an earlier handover is dropped",
+    "7 any": "a copy that was found counts for the handover alone that was looked at",
     "7 newer": "when an earlier handover made it sent, the newer open one is not kept in usage",
     "7 wait": "an outcome whose COMMIT failed is dropped",
     "8 least": "the end of a turn overwrites next_at with what the turn saw",
@@ -68,10 +75,21 @@ SWITCHES = {
     "10 again": "a second try that found nothing to do is not read back",
     "10 unknown": "not begun brings a message back from handing_over only, not from unknown",
     "10 snapshot": "pause and suppression are read before the wait for the lock",
-    "12 usage": "what is sent again leaves no usage behind",
-    "12 left": "what is sent again is not marked as possibly left",
+    "11 began": "a look counts if it ended late, however early it began",
+    "11 settle": "absence counts from the deadline, without the settling time",
+    "11 readable": "not found counts where the provider files no copy",
+    "11 missing draft": "a missing draft counts as sent",
+    "11 current": "a look writes though its message has moved on since it began",
+    "11 lock": "a look decides before it has locked the message",
+    "12 usage": "what is sent again, by policy or decision, leaves no usage behind",
+    "12 left": "what is sent again, by policy or decision, is not marked as possibly left",
+    "12 usage by evidence": "what is sent again by evidence leaves no usage behind",
+    "12 left by evidence": "what is sent again by evidence is not marked as possibly left",
+    "12 draft": "the draft of a message that has ended is not deleted",
+    "12 attempts": "a policy sends again without end",
     "13 record": "an outcome that comes after its turn does not arm the mailbox",
     "13 resend": "what is sent again, by policy or decision, does not arm the mailbox",
+    "13 arm by evidence": "what is sent again by evidence does not arm the mailbox",
     "13 resume": "a resumed mailbox is not armed",
     "13 switch": "a resumed tag's mailboxes are not armed",
     "13 expire": "nobody expires messages but a turn",
@@ -89,6 +107,10 @@ class Protocol:
     quota: int | None = 1
     resend: bool = False
     """The policy for unknown: send again, else hold."""
+    drafts: bool = False
+    """The provider sends drafts; else it is handed the mail itself."""
+    may_look: bool = True
+    """Somebody can look, and the provider files the copy."""
     killers: frozenset[int] = frozenset()
     """Messages whose preparation kills the worker."""
     faults: frozenset[str] = frozenset()
@@ -106,12 +128,14 @@ class Locks(NamedTuple):
 
 
 def locks(w: World, p: Protocol) -> Locks:
+    looked = frozenset(one.i for one in w.lookers if one.at == "committing")
     if w.pending is None:
-        return Locks()
+        return Locks(bool(looked), looked)
     items = w.pending.items
     gates = p.has("4 hold") and any(item.kind == "gate" for item in items)
     moves = any(item.kind == "end" or item.outcome in ("retry", "not begun") for item in items)
-    return Locks(gates or moves, frozenset(item.i for item in items if item.kind != "end"))
+    held = frozenset(item.i for item in items if item.kind != "end")
+    return Locks(gates or moves or bool(looked), held | looked)
 
 
 # ── claim.py ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -140,7 +164,7 @@ def forget_gates(w: World, k: int) -> World:
 def read(w: World, p: Protocol, k: int) -> World:
     """`claim.DUE` and `ledger.USED`: what is due, and how much may leave."""
     due = tuple(
-        Read(i, True, m.handover, m.attempt, m.prepares)
+        Read(i, True, m.handover, m.attempt, m.prepares, m.draft)
         for i, m in enumerate(w.messages)
         if m.state == QUEUED and m.due == 0 and m.expires and not m.held
     )
@@ -175,9 +199,10 @@ def gated(w: World, p: Protocol, k: int, item: Item, age: int = 0) -> World:
     """`group.CALL`, its WRITE, what `gated` writes; `age` ticks ago if its COMMIT was on its way that long."""
     m = w.messages[item.i]
     counts = 0 if p.quota is None else WINDOW + (HANDOVER if p.has("14 end") else 0)
+    draft = m.draft if m.draft >= 0 or not p.has("6 gate binds") else item.draft
     return write(
-        w, item.i, state=OVER, attempt=m.attempt + 1, prepares=0, handover=m.handover + 1, gater=k,
-        until=max(0, OPEN - age), counts=max(0, counts - age),
+        w, item.i, state=OVER, attempt=m.attempt + 1, prepares=0, handover=m.handover + 1, gater=k, draft=draft,
+        until=max(0, OPEN - age), counts=max(0, counts - age), looked="",
     )  # fmt: skip
 
 
@@ -280,20 +305,50 @@ def advance(w: World, p: Protocol, k: int) -> World:
     if one.allowance <= 0:
         return submit_end(w, k, frees_in(w, p))
     due, w = one.todo[0], with_worker(w, k, todo=one.todo[1:])
-    w = with_worker(w, k, i=due.i, number=0, attempt=due.attempt, clock=0, late=False)
+    w = with_worker(w, k, i=due.i, number=0, attempt=due.attempt, draft=-1, clock=0, late=0)
     if not one.suspect or not p.has("9 poison"):
-        return prepare(w, p, k, due.i, due.fresh, due.handover + 1)
+        return prepare(w, p, k, due.i, due.fresh, due.handover + 1, due.draft)
     if due.prepares >= POISON:
         return advance(submit(w, k, Item("refuse", due.i, due.fresh, outcome="failed")), p, k)
-    counting = Item("count", due.i, due.fresh, number=due.handover + 1, outcome="preparing")
+    counting = Item("count", due.i, due.fresh, due.handover + 1, "preparing", due.draft)
     return submit(with_worker(w, k, at="counting"), k, counting)
 
 
-def prepare(w: World, p: Protocol, k: int, i: int, fresh: bool, number: int) -> World:
+def prepare(w: World, p: Protocol, k: int, i: int, fresh: bool, number: int, bound: int) -> World:
     """`Turn._prepare`, then `Turn._gate_and_hand_over` submits the gate: its deadlines begin now."""
     if i in p.killers:
         return with_worker(w, k, at="preparing")
-    return submit(with_worker(w, k, at="gating", clock=0), k, Item("gate", i, fresh, number))
+    draft = bound
+    if p.drafts and (bound < 0 or not p.has("6 same draft")):
+        w, draft = new_draft(w, k, i)
+    gate = Item("gate", i, fresh, number, draft=-1 if draft == bound else draft)
+    return submit(with_worker(w, k, at="gating", clock=0, draft=draft), k, gate)
+
+
+def new_draft(w: World, k: int, i: int) -> tuple[World, int]:
+    """A suspect's draft is adopted, `orphans.find_orphan`, and others with our key are deleted; else one is made."""
+    drafts, used = w.messages[i].drafts, {w.messages[i].draft, *(one.draft for one in w.workers if one.i == i)}
+    if w.workers[k].suspect and "D" in drafts:
+        newest = drafts.rindex("D")
+        return ghost(w, i, drafts=drafts[:newest].replace("D", "X") + drafts[newest:]), newest
+    free = next((n for n, draft in enumerate(drafts) if draft == "X" and n not in used), len(drafts))
+    return ghost(w, i, drafts=drafts[:free] + "D" + drafts[free + 1 :]), free
+
+
+def abandon(w: World, p: Protocol, k: int, item: Item) -> World:
+    """`abandon.abandon`: a draft that no gate bound is deleted, unless another turn may have adopted it."""
+    m = w.messages[item.i]
+    if item.draft < 0 or (p.has("6 ours") and not is_ours(w, k, item)):
+        return w
+    if m.drafts[item.draft] in "TS":  # what Graph deletes by that id is the copy of what was sent
+        return w._replace(bad=f"the copy of m{item.i} was deleted")
+    return ghost(w, item.i, drafts=m.drafts[: item.draft] + "X" + m.drafts[item.draft + 1 :])
+
+
+def is_ours(w: World, k: int, item: Item) -> bool:
+    """`abandon.IS_OURS`: nobody else has that draft, and nobody will."""
+    m, goes_on = w.messages[item.i], w.workers[k].mine and bool(w.box.lease)
+    return m.draft != item.draft and (goes_on or m.draft >= 0 or m.state in ENDED)
 
 
 def submit(w: World, k: int, item: Item) -> World:
@@ -304,7 +359,7 @@ def submit(w: World, k: int, item: Item) -> World:
 def submit_end(w: World, k: int, park: int) -> World:
     """`Turn._end`."""
     end = Item("end", park=park, saw=earliest_due(w))
-    return submit(with_worker(w, k, at="ending", todo=(), i=-1, number=0, attempt=0, clock=0, late=False), k, end)
+    return submit(with_worker(w, k, at="ending", todo=(), i=-1, number=0, attempt=0, draft=-1, clock=0, late=0), k, end)
 
 
 def frees_in(w: World, p: Protocol) -> int:
@@ -320,6 +375,7 @@ def passed(w: World, p: Protocol, k: int, number: int) -> World:
 
 def stopped(w: World, p: Protocol, k: int, item: Item, over: bool) -> World:
     """The gate did not: `Registrar._explain` and `Turn._stop`."""
+    w = abandon(w, p, k, item)
     if over:
         return submit_end(w, k, 0)
     m = w.messages[item.i]
@@ -334,8 +390,13 @@ def settle(w: World, p: Protocol, k: int, outcome: str) -> World:
     if outcome == "retry" and one.attempt + 1 >= ATTEMPTS:  # record.give_up
         outcome = "failed"
     back = outcome not in ("sent", "unknown")
-    w = with_worker(w, k, allowance=one.allowance + back, at="next", outcome="")
+    w = with_worker(w, k, allowance=one.allowance + back, at="next", outcome="", draft=-1)
     return advance(submit(w, k, Item("record", one.i, number=one.number, outcome=outcome)), p, k)
+
+
+def not_found(p: Protocol) -> str:
+    """What 404 on a draft means: it is gone, sent or deleted, and nobody knows which."""
+    return "unknown" if p.has("6 404 is unknown") else "retry"
 
 
 # ── tend.py, sweep.py, pick.py ──────────────────────────────────────────────────────────────────────────────────────
@@ -359,6 +420,8 @@ def overdue(w: World, i: int) -> bool:
 def resendable(w: World, p: Protocol, i: int) -> bool:
     """The condition of `tend.RESEND`."""
     m = w.messages[i]
+    if (m.attempt >= ATTEMPTS and p.has("12 attempts")) or (w.lookers and m.looked != "no_way"):
+        return False
     return p.resend and m.state == UNKNOWN and m.until == 0 and not m.cancel_asked
 
 
@@ -369,7 +432,7 @@ def send_again(w: World, p: Protocol, i: int, licence: bool) -> World:
         w = keep_in_usage(w, i)
     left = m.may_have_left or p.has("12 left")
     w = write(w, i, state=QUEUED, due=0, counts=0, until=0, may_have_left=left, prepares=0, cancel_asked=False,
-              licences=m.licences + licence)  # fmt: skip
+              licences=m.licences + (licence and not p.drafts))  # fmt: skip
     return with_box(w, next_at=not_before(least(w.box.next_at, 0), w.box.parked)) if p.has("13 resend") else w
 
 

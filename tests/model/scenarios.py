@@ -9,6 +9,7 @@ COMMITS = frozenset(("not written", "answer lost", "written late"))
 PROCESS = frozenset(("crash", "freeze"))
 PROVIDER = frozenset(("drop", "refuse"))
 ALL = COMMITS | PROCESS | PROVIDER
+UNLUCKY = frozenset(("freeze", "drop"))
 TWO = (Message(), Message())
 
 LOST = Scenario("one message, one COMMIT gets no answer", fault_kinds=COMMITS)
@@ -17,8 +18,8 @@ FROZEN = Scenario(
     acts=1, fault_kinds=frozenset(("freeze",)), act_kinds=frozenset(("look",)),
 )  # fmt: skip
 RELAYED = Scenario(
-    "one message, two processes freeze or die, somebody looks and sends it again",
-    faults=2, acts=1, fault_kinds=PROCESS, act_kinds=frozenset(("look",)),
+    "one message, two freezes, somebody looks and sends it again",
+    faults=2, acts=1, fault_kinds=frozenset(("freeze",)), act_kinds=frozenset(("look",)),
 )  # fmt: skip
 DECIDED = Scenario(
     "one message, anything goes wrong once, somebody decides",
@@ -57,7 +58,38 @@ WAKES = Scenario(
     faults=2, fault_kinds=frozenset(("wake", "crash")),
 )  # fmt: skip
 
-EVERY = (
-    LOST, FROZEN, RELAYED, DECIDED, CANCELLED, STOPPED, EXPIRING, TAGGED, QUOTA, JOINED, AGAIN, THIRD, KILLER, HUNG,
-    WAKES,
+READABLE = Scenario("one message, what was sent can be read, anything goes wrong once", lookers=1, fault_kinds=ALL)
+READABLE_TWO = Scenario("one message, two look among what was sent", lookers=2, fault_kinds=UNLUCKY)
+READABLE_ACTS = Scenario(
+    "one message, what was sent can be read, the app cancels, somebody decides",
+    lookers=1, acts=1, fault_kinds=UNLUCKY, act_kinds=frozenset(("cancel", "decide")),
 )  # fmt: skip
+DRAFT = Scenario("one message, sent as a draft, anything goes wrong once", lookers=1, drafts=True, fault_kinds=ALL)
+DRAFT_TWO = Scenario(
+    "one message, sent as a draft, two look", lookers=2, drafts=True, fault_kinds=frozenset(("freeze",)),
+)  # fmt: skip
+DRAFT_ENDED = Scenario(
+    "one message, sent as a draft, the app cancels", lookers=1, drafts=True,
+    acts=1, fault_kinds=UNLUCKY, act_kinds=frozenset(("cancel",)),
+)  # fmt: skip
+DRAFT_ACTS = Scenario(
+    "one message, sent as a draft, its person meddles with it, somebody decides", lookers=1, drafts=True,
+    acts=1, fault_kinds=frozenset(("drop",)), act_kinds=frozenset(("decide", "resend", "meddle")),
+)  # fmt: skip
+BLIND = Scenario(
+    "one message, nobody can look, sent again by policy", lookers=1, may_look=False, resend=True, fault_kinds=ALL,
+)  # fmt: skip
+HIDDEN = Scenario(
+    "one message, sent as a draft, nobody can look any more, sent again by policy",
+    lookers=1, drafts=True, may_look=False, resend=True, fault_kinds=frozenset(("drop",)),
+)  # fmt: skip
+COUNTED = Scenario(
+    "one message, a quota of one, what was sent can be read", lookers=1, quota=1, fault_kinds=frozenset(("freeze",)),
+)  # fmt: skip
+
+TESTED = (
+    LOST, FROZEN, DECIDED, CANCELLED, STOPPED, EXPIRING, TAGGED, QUOTA, JOINED, AGAIN, KILLER, HUNG, WAKES,
+    READABLE, READABLE_TWO, READABLE_ACTS, DRAFT, DRAFT_TWO, DRAFT_ENDED, DRAFT_ACTS, BLIND, HIDDEN, COUNTED,
+)  # fmt: skip
+EVERY = (*TESTED, RELAYED, THIRD)
+"""What `make model` explores: more than `make test`, where these two would only cost time."""

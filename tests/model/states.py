@@ -1,4 +1,4 @@
-"""What the model remembers: one mailbox, its messages, two workers, and who holds what. All of it hashable.
+"""What the model remembers: one mailbox, its messages, two workers, who looks, and who holds what. All of it hashable.
 
 Time is ticks that are counted down and stop at nought, so that states an hour and a year later are one state:
 
@@ -7,6 +7,7 @@ Time is ticks that are counted down and stop at nought, so that states an hour a
     HANDOVER 3   `handover_until`, from when on an open handover is unknown
     SETTLE 1     after it, what the provider has not taken it will not take
     WINDOW 5     what stands for 24 hours
+    LAG 2        a mail taken at the last moment shows in Sent when its handover is settled, and not before
 
 Versions and fences are only ever compared with what somebody read, so the model keeps the answers to that question
 (`fresh`, `mine`) in place of numbers that rise for ever. Fields marked *ghost* exist for the properties alone: no rule
@@ -18,6 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 LEASE, BEGIN, HANDOVER, SETTLE, WINDOW = 1, 2, 3, 1, 5
+LAG = HANDOVER + SETTLE - (HANDOVER - 1)
 OPEN = HANDOVER + SETTLE
 """Ticks from a gate until its handover is settled; `until` and `clock` count along it."""
 
@@ -60,8 +62,18 @@ class Message(NamedTuple):
     """A switch on its tag is off."""
     expires: int = FAR
     ids: bool = False
+    draft: int = -1
+    """The draft that is bound; -1: none."""
+    looked: str = ""
+    """What the last look at this handover showed."""
+    tidy: bool = False
+    """`draft_end`: its draft is needed no more, and somebody has seen to that."""
+    drafts: str = ""
+    """At the provider: its drafts, each (D)raft, in (T)ransport and still shown as one, (S)ent, or gone (X)."""
+    copy: int = -1
+    """At the provider: ticks until its copy shows among what was sent; -1: there is none."""
     taken: int = 0
-    """Ghost: how often the provider took it, bytes frozen past the settling time left out."""
+    """Ghost: how often the provider took it, bytes frozen past the settling time left out (but never a draft's)."""
     left: bool = False
     """Ghost: the provider has it."""
     licences: int = 0
@@ -74,6 +86,8 @@ class Message(NamedTuple):
     """Ghost: that answer reached the database."""
     cause: bool = False
     """Ghost: its process died, or the provider's answer was lost: it may rightly be unknown."""
+    decided: bool = False
+    """Ghost: a person decided what became of it."""
 
 
 class Item(NamedTuple):
@@ -85,6 +99,8 @@ class Item(NamedTuple):
     """The message still has the version that was read."""
     number: int = 0
     outcome: str = ""
+    draft: int = -1
+    """The draft that this gate is to bind; -1: none, or one is bound already."""
     park: int = 0
     doubt: int = 0
     """1: its COMMIT got no answer. 2: and it was not there when it was looked for."""
@@ -102,6 +118,7 @@ class Read(NamedTuple):
     handover: int
     attempt: int
     prepares: int
+    draft: int = -1
 
 
 class Worker(NamedTuple):
@@ -118,12 +135,14 @@ class Worker(NamedTuple):
     i: int = -1
     number: int = 0
     attempt: int = 0
+    draft: int = -1
+    """The draft that it sends; -1: it sends no draft."""
     clock: int = 0
     """Ticks since the gate was submitted."""
     ttl: int = 0
     """Ticks that the provider may still take to decide."""
-    late: bool = False
-    """Ghost: its first byte left after the handover had settled."""
+    late: int = 0
+    """Ghost: its first byte left after the handover had settled: one more than the ticks that this still counts."""
     outcome: str = ""
     queue: tuple[Item, ...] = ()
 
@@ -141,7 +160,22 @@ class Orphan(NamedTuple):
 
     i: int
     ttl: int
-    late: bool
+    late: int
+    draft: int = -1
+
+
+class Looker(NamedTuple):
+    """Who looks for evidence. A look may take as long as it likes: time passes between its steps."""
+
+    at: str = "idle"
+    """`begun`: it has read the message. `seen`: the provider has shown something. `decided`, `committing`: writing."""
+    i: int = -1
+    state: str = ""
+    handover: int = 0
+    began: int = 0
+    """When it began: 1 past the deadline of that handover, 2 past the settling time as well."""
+    finding: str = ""
+    verdict: str = ""
 
 
 class Pending(NamedTuple):
@@ -159,6 +193,7 @@ class World(NamedTuple):
     box: Box
     messages: tuple[Message, ...]
     workers: tuple[Worker, ...]
+    lookers: tuple[Looker, ...] = ()
     usage: tuple[Usage, ...] = ()
     orphans: tuple[Orphan, ...] = ()
     pending: Pending | None = None
@@ -175,6 +210,18 @@ class World(NamedTuple):
     """Ghost: the freeze that DESIGN names has just shown, and as what."""
 
 
+class Step(NamedTuple):
+    """What happens, the state after it, and whether it is the system's own progress."""
+
+    what: str
+    to: World
+    free: bool = True
+
+
+def bad_luck(w: World) -> World:
+    return w._replace(faults=w.faults - 1)
+
+
 def with_box(w: World, **changes: object) -> World:
     return w._replace(box=w.box._replace(**changes))  # type: ignore[arg-type]
 
@@ -184,8 +231,12 @@ def with_worker(w: World, k: int, **changes: object) -> World:
     return w._replace(workers=(*w.workers[:k], one, *w.workers[k + 1 :]))
 
 
+def with_looker(w: World, n: int, looker: Looker) -> World:
+    return w._replace(lookers=(*w.lookers[:n], looker, *w.lookers[n + 1 :]))
+
+
 def ghost(w: World, i: int, **changes: object) -> World:
-    """Change what is true of a message without writing its row."""
+    """Change what is true of a message without raising its row's version."""
     one = w.messages[i]._replace(**changes)  # type: ignore[arg-type]
     return w._replace(messages=(*w.messages[:i], one, *w.messages[i + 1 :]))
 
@@ -194,7 +245,10 @@ def write(w: World, i: int, **changes: object) -> World:
     """Write a message's row: its version rises, so whoever read it before is no longer fresh."""
     workers = tuple(_stale(one, i) if one.todo or one.queue else one for one in w.workers)
     if changes.get("state") in ENDED:  # what no rule asks of an ended message must not tell states apart
-        changes |= {"due": 0, "attempt": 0, "prepares": 0, "until": 0, "expires": FAR, "held": False, "cause": False}
+        changes |= {"due": 0, "attempt": 0, "until": 0, "expires": FAR, "held": False, "cause": False, "looked": ""}
+        changes["prepares"] = min(1, w.messages[i].prepares)
+    elif "state" in changes and w.messages[i].state in ENDED:
+        w = w._replace(bad=f"m{i} had ended, and came back")
     return ghost(w._replace(workers=workers), i, **changes)
 
 

@@ -7,15 +7,15 @@ Time passes only while no living worker has anything to do; one that is frozen h
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-from model import rules
+from model import looks, rules
 from model.rules import Protocol, locks
 from model.states import (
     EXPIRED,
     FAILED,
     FAR,
     HANDOVER,
+    LAG,
     LEASE,
     NEW,
     OPEN,
@@ -27,8 +27,10 @@ from model.states import (
     Item,
     Orphan,
     Pending,
+    Step,
     Worker,
     World,
+    bad_luck,
     earliest_due,
     ghost,
     with_box,
@@ -37,19 +39,12 @@ from model.states import (
 )
 
 
-class Step(NamedTuple):
-    """What happens, the state after it, and whether it is the system's own progress."""
-
-    what: str
-    to: World
-    free: bool = True
-
-
 def steps(w: World, p: Protocol) -> list[Step]:
     """Everything that can happen now; the system's own progress in the order in which a calm run takes it."""
     working = [step for k in range(len(w.workers)) for step in worker_steps(w, p, k)]
     busy = any(step.free for step in working)
     found = [*working, *provider_steps(w, p), *late_commits(w, p), *thaws(w), *dispatcher_steps(w, p)]
+    found += looks.look_steps(w, p)
     found += [step for k in range(len(w.workers)) for step in claims(w, p, k)]
     if w.faults:
         found += faults(w, p)
@@ -59,10 +54,6 @@ def steps(w: World, p: Protocol) -> list[Step]:
     if not busy and not _provider_must_decide(w):
         found.append(Step("time passes", tick(w, p)))
     return [step for step in found if step.to != w]
-
-
-def bad_luck(w: World) -> World:
-    return w._replace(faults=w.faults - 1)
 
 
 # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -88,7 +79,8 @@ def turn_steps(w: World, p: Protocol, k: int) -> Iterator[Step]:
     elif one.at == "gated":
         yield look(w, p, k)
     elif one.at == "looked":
-        late = one.clock >= OPEN and one.late
+        in_time = one.clock < (HANDOVER if w.lookers else OPEN)  # its copy may take the settling time to show
+        late = 0 if in_time or not one.late else 1 + max(0, HANDOVER + WINDOW - one.clock)
         ttl = max(0, HANDOVER - 1 - one.clock)
         yield Step(f"w{k} writes the byte that commits", with_worker(w, k, at="waiting", ttl=ttl, late=late))
     elif one.at == "answered":
@@ -102,7 +94,7 @@ def look(w: World, p: Protocol, k: int) -> Step:
     one = w.workers[k]
     if rules.too_late(one) and p.has("5 look"):
         return Step(f"w{k} looks: too late to begin", rules.settle(w, p, k, "not begun"))
-    return Step(f"w{k} looks: in time", with_worker(w, k, at="looked", late=not rules.too_late(one)))
+    return Step(f"w{k} looks: in time", with_worker(w, k, at="looked", late=int(not rules.too_late(one))))
 
 
 def hear(w: World, p: Protocol, k: int) -> Iterator[Step]:
@@ -205,7 +197,7 @@ def answer(w: World, p: Protocol, k: int, group: tuple[Item, ...], answers: list
         elif item.kind == "record" and not did:
             w = rules.record_late(w, p, item)
         elif item.kind == "count":
-            w = rules.prepare(w, p, k, item.i, True, item.number) if did else rules.advance(w, p, k)
+            w = rules.prepare(w, p, k, item.i, True, item.number, item.draft) if did else rules.advance(w, p, k)
         elif item.kind == "end":
             w = with_worker(rules.forget_gates(w, k), k, **Worker()._asdict())
     return w
@@ -267,23 +259,30 @@ def _claim_after_reading(w: World, p: Protocol, k: int) -> World:
 def provider_steps(w: World, p: Protocol) -> Iterator[Step]:
     """It takes the mail at once or later, or refuses; its answer arrives or is lost. A dead sender hears nothing."""
     for k, one in enumerate(w.workers):
-        if one.at == "waiting":
-            yield Step(f"the provider takes m{one.i}", decided(take(w, p, one.i, one.late), k, "sent"))
-            if w.faults:
-                yield from unlucky_answers(bad_luck(w), p, k)
+        if one.at != "waiting":
+            continue
+        if is_gone(w, one):
+            yield Step(f"the provider knows no draft {one.draft} of m{one.i}", decided(w, k, rules.not_found(p)))
+            continue
+        yield Step(f"the provider takes m{one.i}", decided(take(w, p, one), k, "sent"))
+        if w.faults:
+            yield from unlucky_answers(bad_luck(w), p, k)
     for orphan in w.orphans:
         rest = w._replace(orphans=tuple(other for other in w.orphans if other is not orphan))
-        yield Step(f"the provider takes m{orphan.i}, whose sender is dead", take(rest, p, orphan.i, orphan.late))
+        if not is_gone(w, orphan):
+            yield Step(f"the provider takes m{orphan.i}, whose sender is dead", take(rest, p, orphan))
         yield Step(f"the provider does not take m{orphan.i}, whose sender is dead", rest)
 
 
 def unlucky_answers(w: World, p: Protocol, k: int) -> Iterator[Step]:
-    i, late = w.workers[k].i, w.workers[k].late
+    i = w.workers[k].i
     if "refuse" in p.faults:
         yield Step(f"the provider refuses m{i}", decided(w, k, "retry"), False)
     if "drop" in p.faults:
         lost = ghost(w, i, cause=True)
-        yield Step(f"the provider takes m{i}, its answer is lost", decided(take(lost, p, i, late), k, "unknown"), False)
+        yield Step(
+            f"the provider takes m{i}, its answer is lost", decided(take(lost, p, w.workers[k]), k, "unknown"), False
+        )
         yield Step(f"the provider does not take m{i}, its answer is lost", decided(lost, k, "unknown"), False)
 
 
@@ -291,18 +290,41 @@ def decided(w: World, k: int, outcome: str) -> World:
     return with_worker(w, k, at="answered", outcome=outcome, ttl=0)
 
 
-def take(w: World, p: Protocol, i: int, late: bool) -> World:
-    """The provider's own account, and with it the properties *never twice*, *never over* and *cancel true*."""
-    m = w.messages[i]
+def is_gone(w: World, bytes_: Worker | Orphan) -> bool:
+    """A draft is consumed once: is the one that is to be sent no draft any more?"""
+    return bytes_.draft >= 0 and w.messages[bytes_.i].drafts[bytes_.draft] != "D"
+
+
+def take(w: World, p: Protocol, bytes_: Worker | Orphan) -> World:
+    """The provider's own account, and with it the properties *never twice*, *never over* and *cancel true*.
+
+    Bytes that were frozen past the settling time may send twice where no draft is sent. They may exceed the count only
+    once the handover itself would no longer count (for 24 h from its deadline, rule 14).
+    """
+    i, m, late = bytes_.i, w.messages[bytes_.i], bytes_.late
     if m.promised:
         return w._replace(bad="the app was told cancelled, and it left")
-    over = p.quota is not None and len(w.window) >= p.quota
-    if late:
-        named = "twice" if m.taken > m.licences else "over" if over else w.named
-        return ghost(w._replace(named=named), i, left=True)
-    bad = "taken twice" if m.taken > m.licences else "more than its quota in the window" if over else w.bad
-    w = ghost(w._replace(bad=bad), i, taken=m.taken + 1, left=True)
-    return w if p.quota is None else w._replace(window=tuple(sorted((*w.window, WINDOW))))
+    w, promised = filed(w, i, bytes_.draft), late - 1 if late else WINDOW
+    again = m.taken > m.licences
+    if again and late and bytes_.draft < 0:
+        w = w._replace(named="twice")
+    elif again:
+        w = w._replace(bad="taken twice")
+    if p.quota is not None and len(w.window) >= p.quota and promised:
+        w = w._replace(bad=w.bad or "more than its quota in the window")
+    elif p.quota is not None and len(w.window) >= p.quota:
+        w = w._replace(named=w.named or "over")
+    w = ghost(w, i, taken=m.taken + (not late or bytes_.draft >= 0), left=True)
+    return w._replace(window=tuple(sorted((*w.window, promised)))) if p.quota is not None and promised else w
+
+
+def filed(w: World, i: int, draft: int) -> World:
+    """Its copy shows among what was sent as late as may be; until then a draft still looks like one."""
+    if not w.lookers and draft < 0:
+        return w
+    m = w.messages[i]
+    drafts = looks.gone(m.drafts, draft, "T") if draft >= 0 else m.drafts
+    return ghost(w, i, drafts=drafts, copy=m.copy if m.copy >= 0 else LAG)
 
 
 def _provider_must_decide(w: World) -> bool:
@@ -349,10 +371,22 @@ def acts(w: World, p: Protocol) -> Iterator[Step]:
             yield Step(f"the app suppresses m{i}'s recipient", ghost(after, i, suppressed=True), False)
         if i in held.messages:
             continue
+        if "meddle" in p.acts:
+            yield from meddling(after, i)
         if "cancel" in p.acts and m.state in (QUEUED, OVER, UNKNOWN) and not m.cancel_asked:
             yield Step(f"the app cancels m{i}", rules.cancel(after, i), False)
         if m.state == UNKNOWN and not held.box:
             yield from decisions(after, p, i)
+
+
+def meddling(w: World, i: int) -> Iterator[Step]:
+    """The mailbox's person deletes or sends the bound draft, which they see among their own."""
+    m = w.messages[i]
+    if m.draft >= 0 and m.drafts[m.draft] == "D":
+        deleted = ghost(w, i, drafts=looks.gone(m.drafts, m.draft), cause=True)
+        yield Step(f"the person deletes the draft of m{i}", deleted, False)
+        sent = ghost(filed(w, i, m.draft), i, taken=m.taken + 1, left=True, cause=True)
+        yield Step(f"the person sends the draft of m{i}", sent, False)
 
 
 def decisions(w: World, p: Protocol, i: int) -> Iterator[Step]:
@@ -363,8 +397,9 @@ def decisions(w: World, p: Protocol, i: int) -> Iterator[Step]:
     if "look" in p.acts and m.until == 0 and not m.left:
         yield Step(f"somebody sees that m{i} never left and sends it again", rules.send_again(w, p, i, False), False)
     if "decide" in p.acts:
-        yield Step(f"somebody decides that m{i} was sent", write(w, i, state=SENT), False)
-        yield Step(f"somebody gives m{i} up", write(w, i, state=FAILED, may_have_left=True), False)
+        sent, failed = (write(w, i, state=state, may_have_left=True, decided=True) for state in (SENT, FAILED))
+        yield Step(f"somebody decides that m{i} was sent", sent, False)
+        yield Step(f"somebody gives m{i} up", failed, False)
 
 
 def enqueues(w: World, p: Protocol) -> Iterator[Step]:
@@ -400,7 +435,7 @@ def faults(w: World, p: Protocol) -> Iterator[Step]:
 def crash(w: World, k: int) -> World:
     one = w.workers[k]
     if one.at == "waiting":
-        w = w._replace(orphans=(*w.orphans, Orphan(one.i, one.ttl, one.late)))
+        w = w._replace(orphans=(*w.orphans, Orphan(one.i, one.ttl, one.late, one.draft)))
     return rules.dies(w, k)
 
 
@@ -422,9 +457,10 @@ def tick(w: World, p: Protocol) -> World:
     lease = box.lease if box.lease is None or renewed(w, p) else down(box.lease)
     next_at = box.next_at if box.next_at is None else down(box.next_at)
     messages = tuple(
-        m._replace(due=down(m.due), until=down(m.until), counts=down(m.counts), expires=down(m.expires))
+        m._replace(due=down(m.due), until=down(m.until), counts=down(m.counts), expires=down(m.expires),
+                   copy=down(m.copy), drafts=m.drafts.replace("T", "S") if m.copy <= 1 else m.drafts)
         for m in w.messages
-    )
+    )  # fmt: skip
     usage = (row._replace(counts=row.counts - 1) for row in w.usage)
     return w._replace(
         box=box._replace(lease=lease, next_at=next_at, parked=down(box.parked)),
@@ -453,5 +489,6 @@ def renewed(w: World, p: Protocol) -> bool:
 def _aged(one: Worker, p: Protocol) -> Worker:
     stands = one.frozen and not p.has("5 boottime")
     clocked = one.at in ("gating", "gated", "looked", "waiting", "answered")
-    clock = min(OPEN, one.clock + 1) if clocked and not stands else one.clock
+    longest = OPEN if p.quota is None else HANDOVER + WINDOW
+    clock = min(longest, one.clock + 1) if clocked and not stands else one.clock
     return one._replace(clock=clock, ttl=down(one.ttl), frozen=2 if one.frozen else 0)
