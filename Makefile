@@ -13,7 +13,7 @@ endif
 unexport PYTHONPATH PYTHONHOME PIP_USER
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint model bench-spine clean
+.PHONY: help demo test test-fast check lint model mutations chaos bench-spine clean
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -43,6 +43,13 @@ lint: $(STAMP) ## formatter, linter, types
 
 model: $(STAMP) ## the protocol's model, deeper (FAULTS=1 and ACTS=0 beyond the tests', STATES at most)
 	@PYTHONPATH=tests $(BIN)/python -m model --faults $(or $(FAULTS),1) --acts $(or $(ACTS),0) --states $(or $(STATES),2000000)
+
+mutations: $(STAMP) ## take out one safeguard after another: each must turn a named test red (ONLY=part of a name)
+	@PYTHONPATH=tests $(BIN)/python -m mutation --only "$(ONLY)"
+
+chaos: $(STAMP) ## faults at every step of every route (SECONDS, SEED; CELL='gated/kill/gmail draft'; TROUBLE; REAL=1)
+	@PYTHONPATH=tests $(BIN)/python -m acceptance.faults.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(CELL),--cell "$(CELL)") $(if $(TROUBLE),--trouble "$(TROUBLE)") $(if $(REAL),--real)
 
 bench-spine: $(STAMP) ## throughput, fairness, memory, within 25 minutes (QUICK=1: within 3)
 	@$(BIN)/python -m tests.bench.spine
