@@ -95,8 +95,11 @@ def _plain(verified: Verified) -> dict[str, Any]:
 
 def _show(verified: Verified) -> None:
     if verified.ok:
+        linked = verified.entries - verified.unlinked
         done(
-            f"{count(verified.entries, 'entry', 'entries')} of {count(verified.chains, 'chain')}, as they were written."
+            f"{count(linked, 'entry', 'entries')} of {count(verified.chains, 'chain')}, as they were written."
+            if linked
+            else "Nothing is linked yet, and so nothing to be verified."
         )
         out.print(facts(_facts(verified)))
         return

@@ -44,7 +44,7 @@ from outtray.cli.options import AppName, Json, Yes, examples, flag
 from outtray.cli.screen import MAILBOX_STATES, colored, count, done, hint, print_json
 from outtray.cli.secret import FromFile, FromStdin
 from outtray.cli.session import client
-from outtray.cli.windows import Blackout, GapFlag, WindowFlag, times_of
+from outtray.cli.windows import Blackout, GapFlag, WindowFlag, times_facts, times_of
 from outtray.mailboxes import Mailbox as MailboxView
 
 
@@ -131,6 +131,9 @@ def change(
         print_json(box)
         return
     done(f"Mailbox [bold]{escape(box.address)}[/] changed: {limits_line(box.limits)}.")
+    for what, value in times_facts(box.times) if times else ():
+        if value:
+            hint(f"{what}: {value}")
     warn_beyond(box)
 
 
