@@ -30,7 +30,7 @@ MARK = b"00000000-0000-7000-8000-000000000000"
 
 def letter() -> bytes:
     """The bytes that both arms send, built once, by the product's own writer."""
-    message = Message(to="reader@example.net", subject="Letter 1", html=HTML)
+    message = Message(to="reader@example.net", subject="Letter 1", text="A letter.", html=HTML)
     sender = Address("writer@bench.test", "")
     frozen = freeze(message, sender=sender, rfc_message_id=f"<{MARK.decode()}@bench.test>", date=datetime.now(UTC))
     return b"".join(frozen.pieces())
