@@ -35,9 +35,19 @@ SAFEGUARDS = (
         "a claim takes no mailbox whose turn runs",
         "3",
         WORKER + "claim.py",
+        "    ORDER BY m.id FOR NO KEY UPDATE OF m)\n"
+        "UPDATE outtray.mailbox m\n"
+        "SET turn_fence = m.turn_fence + 1, turn_until = t.now + %(lease)s, turn_worker = %(worker)s,\n"
+        "    dead_turns = m.dead_turns + (m.turn_until IS NOT NULL)::int, next_at = NULL, round_at = NULL\n"
+        "FROM free, t\n"
         "WHERE m.id = free.id AND m.status = 'active' AND m.next_at <= t.now\n"
-        "  AND (m.turn_until IS NULL OR m.turn_until <= t.now)",
-        "WHERE m.id = free.id",
+        "  AND (m.turn_until IS NULL OR m.turn_until <= t.now)\n",
+        "    ORDER BY m.id)\n"
+        "UPDATE outtray.mailbox m\n"
+        "SET turn_fence = m.turn_fence + 1, turn_until = t.now + %(lease)s, turn_worker = %(worker)s,\n"
+        "    dead_turns = m.dead_turns + (m.turn_until IS NOT NULL)::int, next_at = NULL, round_at = NULL\n"
+        "FROM free, t\n"
+        "WHERE m.id = free.id\n",
         (GATES + "test_two_claims_of_one_mailbox_never_both_succeed",),
     ),
     Safeguard(
@@ -132,10 +142,18 @@ SAFEGUARDS = (
     Safeguard(
         "the same draft at every attempt",
         "6",
-        GROUP,
-        "draft = coalesce(m.draft, g.draft)",
-        "draft = g.draft",
+        WORKER + "turn.py",
+        "draft=Draft(**message.draft) if message.draft else None,",
+        "draft=None,",
         ("integration/test_drafts.py",),
+    ),
+    Safeguard(
+        "a stale worker leaves an adopted draft alone",
+        "6",
+        WORKER + "abandon.py",
+        "if draft is None or not stopped.turn_over or await _is_ours(process, attempt, draft):",
+        "if True:",
+        ("integration/test_adopted_drafts.py",),
     ),
     Safeguard(
         "an outcome is written by handover number",
@@ -212,9 +230,9 @@ SAFEGUARDS = (
     Safeguard(
         "a lost COMMIT of a gate is read back",
         "10",
-        WORKER + "registrar.py",
-        "doubtful = [w for w in group if w.doubtful and isinstance(w.item, Gate)]",
-        "doubtful: list[_Waiting] = []",
+        WORKER + "group.py",
+        "found.get(gate.message_id) == (gate.handover, gate.fence)",
+        "False",
         (REGISTRAR + "test_a_lost_commit_answer_of_a_gate_is_read_back_by_its_handover_number",),
     ),
     Safeguard(
@@ -373,13 +391,5 @@ SAFEGUARDS = (
             TOKENS + "test_a_new_consent_during_a_refresh_wins",
             TOKENS + "test_a_lost_commit_of_a_save_is_read_back",
         ),
-    ),
-    Safeguard(
-        "a lost COMMIT of a token is read back",
-        "tokens",
-        WORKER + "auth/saving.py",
-        "return await store.is_saved(connection, self._vault, renewal)",
-        "return False",
-        (TOKENS + "test_a_lost_commit_of_a_save_is_read_back",),
     ),
 )
