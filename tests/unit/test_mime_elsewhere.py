@@ -54,6 +54,7 @@ messages = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["first", "second"])
 def test_another_parser_reads_what_was_asked_for(half: str) -> None:
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
