@@ -60,7 +60,8 @@ def test_only_failures_of_the_message_spend_its_attempts(row) -> None:
 
 @given(st.sampled_from(STEPS), st.integers(100, 999), st.text(max_size=40), st.text(max_size=60), st.booleans())
 def test_every_answer_at_every_step_has_a_verdict(step: Step, status: int, code: str, text: str, hinted: bool) -> None:
-    TABLE.classify(Signal(step, status, (code,), text, hinted, "send"))
+    row = TABLE.classify(Signal(step, status, (code,), text, hinted, "send"))
+    assert row in TABLE.rows and row.reason, "whoever waits for it is told why"
 
 
 @given(st.integers(100, 999).filter(lambda status: not 400 <= status < 500 and status != 202), st.text(max_size=20))

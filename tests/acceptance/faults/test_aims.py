@@ -110,8 +110,10 @@ def test_a_group_commit_reaches_the_points_of_its_items(referee):
 def test_nobody_waits_for_a_referee_that_is_gone(tmp_path):
     (tmp_path / "aims").mkdir()
     ours = uuid4()
-    (tmp_path / "aims" / file_of("gated", ours)).touch()
+    aim = tmp_path / "aims" / file_of("gated", ours)
+    aim.touch()
     crash_points(str(tmp_path / "aims"))("gated", ours)
+    assert not aim.exists(), "the aim was reached, and the process went on"
 
 
 def test_a_moved_wall_clock_moves_what_our_modules_read(monkeypatch):
