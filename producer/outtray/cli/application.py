@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.metadata import entry_points, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,8 +26,12 @@ Something stuck? [cyan]outtray status[/], then [cyan]outtray explain[/].
 [dim]Exit codes: 0 ok, 1 refused, 2 usage or setting, 3 not found, 4 unavailable, 5 wrong state, 130 interrupted.[/]"""
 
 
+@cache
 def build() -> typer.Typer:
-    """The application with every command of the installed roots."""
+    """The application with every command of the installed roots.
+
+    Built once: the roots add to groups that are their modules' own, which would grow with each further building.
+    """
     app = group(_ABOUT)
     app.callback()(_options)
     # The same installation always shows the same page: mail first, then what runs it.
@@ -35,10 +40,16 @@ def build() -> typer.Typer:
     return app
 
 
+@cache
+def _command() -> Any:
+    """The same as one command to call: 0.1 s of reading signatures, once."""
+    return typer.main.get_command(build())
+
+
 def main() -> None:
     """Run the command of this process's arguments, and exit with its code. Never shows a traceback for our errors."""
     try:
-        build()(prog_name="outtray")
+        _command()(prog_name="outtray")
     except (OuttrayError, SettingsError) as error:
         show_error(error, as_json="--json" in sys.argv)
         sys.exit(exit_code(error))

@@ -2,7 +2,7 @@
 
 make chaos SECONDS=3600 SEED=7              goes through the matrix for an hour
 make chaos CELL='gated/kill/gmail draft'    replays one cell
-make chaos REAL=1 SECONDS=7200              one cell per route on the real time constants
+make chaos REAL=1                           one cell per route, and both recoveries, on the real time constants
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from acceptance.faults.machines import TROUBLES, trouble
 from acceptance.faults.matrix import ANSWERS, BLIND, BY_NAME, FAULTS, ROUTES, STEPS, Cell, cells, why_not
+from acceptance.faults.recovery import after_a_flush, after_killing_all_workers
 from acceptance.faults.town import REAL, SCALED, Times, Town, town
 from acceptance.faults.wave import Tally, Wave, run_cells
 from outtray_sandbox.services import Services
@@ -85,6 +86,16 @@ def rage(here: Town, services: Services, seconds: float, chance: random.Random, 
     return troubles
 
 
+def recover(here: Town) -> list[str]:
+    """How long until everything flows again, after a flush and after the death of all workers; what took too long."""
+    violations = []
+    for recovery in (after_a_flush, after_killing_all_workers):
+        recovered = recovery(here)
+        _say(str(recovered))
+        violations += recovered.violations
+    return violations
+
+
 def table(tally: Tally, wanted: Sequence[Cell] | None = None) -> str:
     """The matrix in markdown: how often each step's fault fell, over all routes; and the totals."""
     wanted = cells() if wanted is None else wanted
@@ -144,6 +155,7 @@ def main() -> int:
             elif asked.cell or asked.real:
                 one = [asked.cell] if asked.cell else [Cell(*REAL_FAULT, route) for route in ROUTES]
                 run_cells(here, one, chance, tally, alone=asked.cell is not None)
+                tally.violations += recover(here) if asked.real else []
             else:
                 troubles = rage(here, services, asked.seconds, chance, tally)
     _say(table(tally, one or None))

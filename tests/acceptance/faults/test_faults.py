@@ -13,6 +13,7 @@ import pytest
 from acceptance.faults.chaos import table
 from acceptance.faults.machines import trouble
 from acceptance.faults.matrix import EXCLUDED, FAULTS, ROUTES, STEPS, Cell, cells, short_form, why_not
+from acceptance.faults.recovery import after_a_flush, after_killing_all_workers
 from acceptance.faults.town import Town, town
 from acceptance.faults.wave import Tally, run_cells
 
@@ -56,6 +57,15 @@ def test_no_trouble_of_servers_restarts_clocks_or_hints_leaves_an_unknown(place,
         print(f"{name}: {dict(tally.states)}")
         assert not tally.violations, "\n".join([name, *tally.violations])
         assert tally.states == {"sent": tally.messages}, name
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.parametrize("recovery", [after_a_flush, after_killing_all_workers])
+def test_after_a_flush_and_after_the_death_of_all_workers_mail_flows_again_in_time(place, recovery):
+    recovered = recovery(place)
+    print(recovered)
+    assert not recovered.violations
 
 
 def test_the_short_form_has_every_step_fault_and_route_and_every_pair_of_them():

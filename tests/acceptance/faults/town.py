@@ -59,6 +59,7 @@ class Times:
 
     scaled: dict[str, str]
     lease: float
+    sweep: float
     short_stop: float
     long_stop: float
     past_settling: float
@@ -78,12 +79,12 @@ SCALED = Times(
         "smtp_clear_loopback": "true", "look_scale": "0.006", "settle_time": "1s", "look_limit": "3s",
         "token_timeout": "2s", "token_lease": "3s", "suspect_alone": "200ms", "poison_after": "50", "attempts": "50",
     },
-    lease=2.0, short_stop=0.7, long_stop=2.6, past_settling=11.0, late=5.6, late_command=2.4, late_commit=2.5,
-    settled=25.0,
+    lease=2.0, sweep=2.0, short_stop=0.7, long_stop=2.6, past_settling=11.0, late=5.6, late_command=2.4,
+    late_commit=2.5, settled=25.0,
 )  # fmt: skip
 REAL = Times(
     {"smtp_clear_loopback": "true", "host_share": "1"},
-    lease=30.0, short_stop=10.0, long_stop=35.0, past_settling=1300.0, late=635.0, late_command=125.0,
+    lease=30.0, sweep=60.0, short_stop=10.0, long_stop=35.0, past_settling=1300.0, late=635.0, late_command=125.0,
     late_commit=35.0, settled=2000.0,
 )  # fmt: skip
 
@@ -147,11 +148,14 @@ class Town:
 
     # ── mailboxes ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def add_box(self, route: str, limit: int | None = None) -> Box:
+    def add_box(self, route: str, limit: int | None = None, per_minute: int | None = None) -> Box:
         """A new mailbox of a new person, who has agreed to what the route needs."""
         self._number += 1
         address = f"p{self._number}@{HOST_OF_ROUTE[route]}"
-        added = self._add(route, address, {"messages": limit})
+        limits = (
+            {"messages": limit} if per_minute is None else {"messages": limit, "per_minute": per_minute, "burst": 1}
+        )
+        added = self._add(route, address, limits)
         box = Box(added.id, route, address, limit)
         self.boxes.append(box)
         return box
@@ -176,7 +180,7 @@ class Town:
         token = f"0.{address}"
         self.microsoft.house.refresh_tokens[token] = Refreshing(address, CLIENT, frozenset(scopes))
         return self.client.mailboxes.add_microsoft(
-            address, refresh_token=token, scopes=scopes, provider_app="microsoft", limits=limits | {"per_minute": None}
+            address, refresh_token=token, scopes=scopes, provider_app="microsoft", limits={"per_minute": None} | limits
         )
 
     # ── the fleet ───────────────────────────────────────────────────────────────────────────────────────────────
