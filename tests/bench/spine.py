@@ -53,6 +53,9 @@ FEW_SLOW_SETTINGS = (Setting("prefork", 64), Setting("threads", 64))
 ROUTES_SETTING = Setting("solo", 1, processes=2)
 """The baseline's fastest at 0 ms and 100 mailboxes, in every run so far: the routes do not try the others again."""
 
+TWO_EACH = 20_000
+"""Messages over 10,000 mailboxes: what a turn costs is shared by two, in the quick run as in the whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class RouteSize:
@@ -97,7 +100,7 @@ class Findings:
 def _scenarios(ours: int, theirs: int, fast: Sequence[Setting], slow: Sequence[Setting]) -> list[Scenario]:
     return [
         Scenario("HTTP 0 ms × 100 mailboxes", "http", 100, ours, theirs, tried=fast),
-        Scenario("HTTP 0 ms × 10,000 mailboxes", "http", 10_000, ours, theirs, tried=fast),
+        Scenario("HTTP 0 ms × 10,000 mailboxes", "http", 10_000, max(ours, TWO_EACH), theirs, tried=fast),
         Scenario("HTTP 100 ms × 1,000 mailboxes", "http", 1_000, ours, theirs, delay=100, tried=slow),
         Scenario("SMTP × 50 mailboxes", "smtp", 50, ours // 4, theirs, tried=fast),
     ]

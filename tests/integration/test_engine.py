@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import timedelta
+from types import SimpleNamespace
 from uuid import uuid4
 
 from inside import Scripted, inside
 from outtray_schema import bindings
 from outtray_schema.keyfile import new_keys
 from outtray_schema.vault import vault_of
+from outtray_worker.engine import A_FEW, EXPRESS_LATELY, LATE_EXPRESS, LATE_LOOP
 from outtray_worker.process import Process
 from polling import until
 from world import run
@@ -88,6 +90,56 @@ def test_an_express_round_waits_neither_in_the_line_nor_for_a_full_engine(databa
             await office.later(timedelta(seconds=2))
             await office.until_idle()
             assert len(office.accepted) == 5
+
+    run(scene())
+
+
+def test_a_hint_for_a_mailbox_whose_turn_still_runs_is_taken_up_behind_it(database):
+    async def scene() -> None:
+        provider = Scripted()
+        provider.silent["slow"] = asyncio.Event()
+        async with inside(database.settings, provider, host_share=1.0) as office:
+            engine, box = office.process.engine, await office.mailbox(host="slow")
+            for express in (False, True):
+                office.enqueue(box)
+                await office.take_wakes()
+                assert await engine.admit([box]) == 1
+                await until(lambda: office.process.handing_over == 1)
+                office.enqueue(box)
+                await office.take_wakes()
+                assert await engine.admit([box], express) == 0
+                sent = len(office.accepted)
+                provider.silent["slow"].set()
+                await until(lambda sent=sent: len(office.accepted) == sent + 2)
+                await engine.drain()
+                provider.silent["slow"].clear()
+
+    run(scene())
+
+
+def test_a_late_loop_takes_no_further_rounds_and_less_lag_is_borne_while_a_small_app_hurries(database):
+    async def scene() -> None:
+        provider = Scripted()
+        provider.silent["slow"] = asyncio.Event()
+        async with inside(database.settings, provider, host_share=1.0) as office:
+            engine, lag = office.process.engine, SimpleNamespace(seconds=0.0)
+            office.process.lag = lag
+            boxes = [await office.mailbox(host="slow") for _ in range(A_FEW)]
+            quick = await office.mailbox(host="quick")
+            for box in (*boxes, quick):
+                office.enqueue(box)
+            lag.seconds = 2 * LATE_LOOP
+            assert not engine.saturated, "a few turns are always taken"
+            assert await engine.admit(boxes) == A_FEW
+            assert engine.saturated
+            lag.seconds = (LATE_EXPRESS + LATE_LOOP) / 2
+            assert not engine.saturated
+            await engine.admit([quick], express=True)
+            assert engine.saturated
+            await until(lambda: len(office.accepted) == 1)
+            await until(lambda: not engine.saturated, 5 * EXPRESS_LATELY)
+            provider.silent["slow"].set()
+            await engine.drain()
 
     run(scene())
 

@@ -142,10 +142,11 @@ class Dispatcher:
         self._due.clear()
         room = await self._backlog_room()
         picked: list[UUID] = []
-        await self._overtake(connection, room)
+        overtaking = await self._overtake(connection, room)
         if room > 0:
             size = self._settings.round_mailboxes
-            picked = await pick(connection, room * size, self._settings.round_again)
+            # Where there are more small apps than overtake at once, what is left of them is picked like the others'.
+            picked = await pick(connection, room * size, self._settings.round_again, spare_small=overtaking < size)
             await self._send(connection, picked, ORDINARY)
         if room <= 0:
             await self._rest(FULL_PAUSE)
@@ -160,11 +161,16 @@ class Dispatcher:
         async with self._broker:
             return self._settings.round_backlog - await asyncio.to_thread(self._rounds.waiting)
 
-    async def _overtake(self, connection: AsyncConnection[Any], room: int) -> None:
-        """Small apps are served by rounds that overtake all others; at most as many again may wait."""
-        if room > -self._settings.round_backlog:
-            few = await pick_few(connection, self._settings.round_mailboxes, self._settings.round_again)
-            await self._send(connection, few, EXPRESS)
+    async def _overtake(self, connection: AsyncConnection[Any], room: int) -> int:
+        """Small apps are served by rounds that overtake all others; at most as many again may wait.
+
+        Returns how many of their mailboxes were picked.
+        """
+        if room <= -self._settings.round_backlog:
+            return 0
+        few = await pick_few(connection, self._settings.round_mailboxes, self._settings.round_again)
+        await self._send(connection, few, EXPRESS)
+        return len(few)
 
     async def _send(self, connection: AsyncConnection[Any], picked: list[UUID], priority: int) -> None:
         size = self._settings.round_mailboxes

@@ -13,33 +13,9 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-# Locks what it picks and skips what another dispatcher holds; the conditions are checked again on the locked rows.
-PICK = """
-WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now, EXISTS (SELECT FROM outtray.switch) AS switches),
-candidate AS MATERIALIZED (
-    SELECT box.id, box.place, box.next_at
-    FROM outtray.app a, t, LATERAL (
-        SELECT m.id, m.next_at, row_number() OVER (ORDER BY m.next_at) AS place FROM (
-            SELECT m.id, m.next_at FROM outtray.mailbox m
-            WHERE m.app_id = a.id AND m.status = 'active' AND m.next_at <= t.now
-              AND (m.turn_until IS NULL OR m.turn_until <= t.now)
-              AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
-              AND NOT (t.switches AND outtray.switched_off(m.app_id, m.provider))
-            ORDER BY m.next_at LIMIT %(limit)s) AS m) AS box
-    ORDER BY box.place, box.next_at LIMIT %(limit)s),
-locked AS (
-    SELECT m.id FROM outtray.mailbox m, t
-    WHERE m.id IN (SELECT id FROM candidate) AND m.status = 'active' AND m.next_at <= t.now
-      AND (m.turn_until IS NULL OR m.turn_until <= t.now) AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
-    ORDER BY m.id FOR NO KEY UPDATE OF m SKIP LOCKED)
-UPDATE outtray.mailbox m SET round_at = t.now
-FROM locked, candidate c, t WHERE m.id = locked.id AND c.id = locked.id
-RETURNING m.id, c.place, c.next_at
-"""
-
-# The due mailboxes of small apps, for rounds that overtake. What is due and what runs is counted only as far as it
-# takes to see that an app is not small. Locks as PICK does.
-PICK_FEW = """
+# Small apps that have mail due. What is due and what runs is counted only as far as it takes to see that an app is not
+# small.
+_SMALL = """
 WITH t AS MATERIALIZED (SELECT outtray.outtray_now() AS now, EXISTS (SELECT FROM outtray.switch) AS switches),
 small AS MATERIALIZED (
     SELECT a.id
@@ -51,6 +27,34 @@ small AS MATERIALIZED (
             SELECT FROM outtray.mailbox m WHERE m.app_id = a.id AND m.turn_until IS NOT NULL
             LIMIT %(few)s + 1) AS m) AS running
     WHERE due.n > 0 AND due.n + running.n <= %(few)s),
+"""
+
+# Locks what it picks and skips what another dispatcher holds; the conditions are checked again on the locked rows.
+PICK = f"""{_SMALL}
+candidate AS MATERIALIZED (
+    SELECT box.id, box.place, box.next_at
+    FROM outtray.app a, t, LATERAL (
+        SELECT m.id, m.next_at, row_number() OVER (ORDER BY m.next_at) AS place FROM (
+            SELECT m.id, m.next_at FROM outtray.mailbox m
+            WHERE m.app_id = a.id AND m.status = 'active' AND m.next_at <= t.now
+              AND (m.turn_until IS NULL OR m.turn_until <= t.now)
+              AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
+              AND NOT (t.switches AND outtray.switched_off(m.app_id, m.provider))
+            ORDER BY m.next_at LIMIT %(limit)s) AS m) AS box
+    WHERE NOT %(spare)s OR a.id NOT IN (SELECT id FROM small)
+    ORDER BY box.place, box.next_at LIMIT %(limit)s),
+locked AS (
+    SELECT m.id FROM outtray.mailbox m, t
+    WHERE m.id IN (SELECT id FROM candidate) AND m.status = 'active' AND m.next_at <= t.now
+      AND (m.turn_until IS NULL OR m.turn_until <= t.now) AND (m.round_at IS NULL OR m.round_at <= t.now - %(again)s)
+    ORDER BY m.id FOR NO KEY UPDATE OF m SKIP LOCKED)
+UPDATE outtray.mailbox m SET round_at = t.now
+FROM locked, candidate c, t WHERE m.id = locked.id AND c.id = locked.id
+RETURNING m.id, c.place, c.next_at
+"""
+
+# The due mailboxes of small apps, for rounds that overtake. Locks as PICK does.
+PICK_FEW = f"""{_SMALL}
 candidate AS MATERIALIZED (
     SELECT box.id FROM small, t, LATERAL (
         SELECT m.id FROM outtray.mailbox m
@@ -89,9 +93,14 @@ FROM box WHERE m.id = box.id
 """
 
 
-async def pick(connection: AsyncConnection[Any], limit: int, again: timedelta) -> list[UUID]:
-    """Pick up to `limit` due mailboxes, in the order in which they shall have their turns."""
-    cursor = await connection.execute(PICK, {"limit": limit, "again": again}, prepare=True)
+async def pick(connection: AsyncConnection[Any], limit: int, again: timedelta, spare_small: bool = False) -> list[UUID]:
+    """Pick up to `limit` due mailboxes, in the order in which they shall have their turns.
+
+    `spare_small`: leave those of small apps to `pick_few`. A mailbox that came due between the two would otherwise wait
+    in an ordinary round, seconds behind a large app's.
+    """
+    asked = {"limit": limit, "again": again, "few": FEW, "spare": spare_small}
+    cursor = await connection.execute(PICK, asked, prepare=True)
     rows = await cursor.fetchall()
     return [row[0] for row in sorted(rows, key=lambda row: (row[1], row[2]))]
 

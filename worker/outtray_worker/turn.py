@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 from collections import deque
 from dataclasses import astuple, dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -21,12 +20,12 @@ import structlog
 from psycopg_pool import PoolTimeout
 
 from outtray_schema.errors import CannotOpen, UnknownKey
-from outtray_schema.outcome import Failed, NotBegun, Outcome, Parked, Retry, Sent, Unknown
+from outtray_schema.outcome import Failed, Outcome, Parked, Retry, Unknown
 from outtray_worker import partial
 from outtray_worker.abandon import abandon
-from outtray_worker.breaker import NO_ANSWERS
 from outtray_worker.claim import ClaimedMailbox, DueMessage
 from outtray_worker.compose import Composed, make_final
+from outtray_worker.conditions import Conditions, Never, NotNow, Rest, closed
 from outtray_worker.content import AHEAD, Content, ContentMissing, arrived, forget
 from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed, Refusal, Stopped
@@ -34,8 +33,7 @@ from outtray_worker.lease import Lease
 from outtray_worker.providers import Draft, Mail, Original, Prepared, Session
 from outtray_worker.quotas.budgets import Spend
 from outtray_worker.quotas.tokens import Tokens
-from outtray_worker.record import Attempt, doubt, ends_turn, record_of, refusal_of
-from outtray_worker.windows import CLOSED, TurnTimes
+from outtray_worker.record import Attempt, ends_turn, record_of, refusal_of
 
 if TYPE_CHECKING:
     from outtray_worker.process import Process
@@ -43,14 +41,6 @@ if TYPE_CHECKING:
     from outtray_worker.registrar import Registrar
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """Why and how long the mailbox rests after this turn. `None` everywhere else: it is due as its messages say."""
-
-    wait: timedelta
-    reason: str
 
 
 class Turn:
@@ -71,8 +61,6 @@ class Turn:
         self._registrar = registrar
         self._mailbox = mailbox
         self._messages = messages
-        self._allowance = allowance
-        self._tokens = tokens
         self._session = session
         self.lease = lease
         self._until = Deadline.after(process.settings.turn_length)
@@ -80,7 +68,7 @@ class Turn:
         self._position = 0
         self._ahead: deque[tuple[UUID, asyncio.Future[Content]]] = deque()
         self._rest: Rest | None = None
-        self._times = TurnTimes(process.pool, mailbox)
+        self._conditions = Conditions(process, mailbox, allowance, tokens, self._until)
 
     async def run(self) -> bool:
         """Deliver what may be delivered, then end. True: the mailbox is due again at once."""
@@ -99,17 +87,12 @@ class Turn:
             self._position = position
             if self._over():
                 return None
-            if self._moves_on(message):
+            standing = await self._conditions.ask(message, self._written)
+            if isinstance(standing, Rest):
+                return standing
+            if standing is not None:
+                self._write(self._passed_over(message, standing))
                 continue
-            limit = await self._binding(message)
-            rest = await self._closed() or (await self._over_quota(message, limit) if limit else await self._pace())
-            if rest is not None:
-                return rest
-            if limit:
-                continue
-            rest = await self._held_by_breaker()
-            if rest is not None:
-                return rest
             if not await self._deliver(message):
                 return self._rest
         return None
@@ -117,50 +100,15 @@ class Turn:
     def _over(self) -> bool:
         return self._until.passed or self.lease.lost or self._process.draining
 
-    async def _binding(self, message: DueMessage) -> str | None:
-        """The limit that this message would break now. A draft for its person breaks none."""
-        if message.only_draft:
-            return None
-        return await self._process.quotas.binding(self._mailbox, self._allowance, message)
+    def _passed_over(self, message: DueMessage, standing: NotNow | Never) -> Refusal | MailboxMove | None:
+        """What is written of a message that does not leave now, while the others go on."""
+        if isinstance(standing, NotNow):
+            return closed(self._mailbox, message, standing)
+        return refusal_of(self._attempt(message, message.version, False), standing.failed)
 
-    # ── before a message ────────────────────────────────────────────────────────────────────────────────────────
-
-    def _moves_on(self, message: DueMessage) -> bool:
-        """Its own window is closed: it is due again once that opens, and the others go on."""
-        wait = self._times.wait_of(message)
-        if wait is not None:
-            closed = Refusal(message.id, self._mailbox.id, message.version, kind=CLOSED, again=wait, reason=CLOSED)
-            self._write(closed)
-        return wait is not None
-
-    async def _closed(self) -> Rest | None:
-        """The mailbox's own window and gap; no attempt is spent by either."""
-        rest = await self._times.rest(self._until)
-        return Rest(*rest) if rest is not None else None
-
-    async def _held_by_breaker(self) -> Rest | None:
-        """Its host fails for most mailboxes. Only the one that is the probe goes on, with this one message."""
-        held = await self._process.breakers.hold(self._mailbox)
-        if held is None:
-            return None
-        self._tokens.give_back()
-        return Rest(*held)
-
-    async def _pace(self) -> Rest | None:
-        """A token is taken only for a message that the quota lets pass."""
-        wait = await self._tokens.take(self._until)
-        return Rest(wait, "pace") if wait is not None else None
-
-    async def _over_quota(self, message: DueMessage, limit: str) -> Rest | None:
-        """How long the mailbox rests until this message fits. None: it never can, and has failed."""
-        if self._unwritten is not None:  # or the last handover would still count as open: from its deadline
+    async def _written(self) -> None:
+        if self._unwritten is not None:
             await self._unwritten
-        frees = await self._process.quotas.frees_in(self._mailbox, message)
-        if frees is None:
-            failed = Failed(f"alone more than the mailbox's limit of {limit}")
-            self._write(refusal_of(self._attempt(message, message.version, False), failed))
-            return None
-        return Rest(frees, f"quota: {limit}")
 
     # ── one message ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -187,10 +135,10 @@ class Turn:
         attempt = self._attempt(message, version, counted)
         prepared = await self._prepare(attempt)
         if isinstance(prepared, Composed):
-            self._tokens.give_back()
+            self._conditions.nothing_moved()
             return True
         if not isinstance(prepared, _Ready):
-            self._process.breakers.note(self._mailbox, prepared)
+            self._conditions.not_prepared(prepared)
             self._write(refusal_of(attempt, prepared))
             return not ends_turn(prepared)
         try:
@@ -217,24 +165,18 @@ class Turn:
         # the gate writes as `handover_until` is later than `answer_by`, however long its answer takes (rule 5).
         begin_by = Deadline.after(settings.handover_begin)
         answer_by = Deadline(begin_by.at + settings.handover_answer.total_seconds())
-        # The gate's "window?": nothing begins once it has closed, however long the gate's answer takes.
-        begin_by = self._times.begin_by(begin_by, attempt.message)
+        begin_by = self._conditions.begin_by(begin_by, attempt.message)
         passed = await self._registrar.gate(self._gate(attempt, prepared.draft), begin_by)
         if isinstance(passed, Stopped):
             await self._stop(attempt, prepared, passed)
             return not passed.turn_over
-        if not attempt.message.only_draft:
-            self._allowance.take(attempt.message)
-        self._times.began(attempt.message)
+        self._conditions.began(attempt.message)
         self._read_ahead(self._position + 1)
         self._process.crash_point("gated", attempt.message.id)
         outcome = await self._hand_over(prepared, begin_by, answer_by)
         self._process.crash_point("handed over", attempt.message.id)
         self._settle(attempt, passed, outcome)
-        own = self._process.breakers.note(self._mailbox, outcome)
-        if own is not None:
-            self._rest = Rest(own, NO_ANSWERS)
-        return own is None and not ends_turn(outcome)
+        return self._rest is None and not ends_turn(outcome)
 
     def _gate(self, attempt: Attempt, draft: Draft | None) -> Gate:
         message, mailbox = attempt.message, self._mailbox
@@ -252,7 +194,7 @@ class Turn:
         )
 
     async def _stop(self, attempt: Attempt, prepared: Prepared, stopped: Stopped) -> None:
-        self._tokens.give_back()
+        self._conditions.nothing_moved()
         await abandon(self._process, attempt, prepared, stopped)
         if stopped.rest is not None:
             self._rest = Rest(stopped.rest, stopped.reason)
@@ -280,11 +222,7 @@ class Turn:
             self._process.handing_over -= 1
 
     def _settle(self, attempt: Attempt, passed: Passed, outcome: Outcome) -> None:
-        if not isinstance(outcome, (Sent, Unknown)) and not attempt.message.only_draft:  # not accepted: does not count
-            self._allowance.give_back(attempt.message)
-        if isinstance(outcome, NotBegun):
-            self._tokens.give_back()
-        outcome = doubt(self._mailbox, self._allowance, outcome)
+        outcome, self._rest = self._conditions.ended(attempt.message, outcome)
         self._process.metrics.outcome(self._mailbox.provider, outcome)
         self._unwritten = self._registrar.record(record_of(attempt, passed.handover, outcome))
 
@@ -347,7 +285,7 @@ class Turn:
     async def _close(self) -> None:
         for _, content in self._ahead:
             forget(content)
-        self._tokens.return_unused()
+        self._conditions.close()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(self._process.settings.connect_timeout.total_seconds()):
                 await self._session.close()
@@ -362,8 +300,7 @@ class Turn:
             park_reason=rest.reason if rest else None,
         )
         ending = self._registrar.move(end)
-        if self._unwritten is not None:
-            await self._unwritten
+        await self._written()
         return await ending
 
 
