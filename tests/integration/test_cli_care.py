@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from psycopg.types.json import Jsonb
@@ -11,9 +13,8 @@ from psycopg.types.json import Jsonb
 from command_line import CommandLine
 from databases import Database
 from outtray.cli.queue_facts import ROUNDS
-from outtray_schema.settings import load_settings
 from outtray_worker.celery import celery_app
-from outtray_worker.rounds import QUEUE
+from outtray_worker.rounds import EXPRESS, ORDINARY, Rounds
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_the_status_counts_what_waits_and_says_for_whom(outtray: CommandLine, da
     send(outtray, "--send-at", "+2h")
     send(outtray, "--mailbox", "bob@example.com")
     put(database, send(outtray), "unknown")
-    redis.lpush(ROUNDS, "a round")
+    redis.lpush(ROUNDS[1], "a round")
     with database.connect() as connection:
         connection.execute(
             "UPDATE outtray.mailbox b SET parked_until = outtray.outtray_now() + interval '1 hour', "
@@ -84,9 +85,13 @@ def test_the_status_says_that_redis_is_away(outtray: CommandLine) -> None:
     assert (found.code, found.json["redis"]["reachable"]) == (0, False)
 
 
-def test_rounds_are_counted_where_celery_keeps_them() -> None:
-    conf = celery_app(load_settings(database_url="postgresql://a/b", redis_url="redis://c"), "worker").conf
-    assert conf.broker_transport_options["global_keyprefix"] + QUEUE == ROUNDS
+def test_rounds_of_both_priorities_are_counted_where_celery_keeps_them(
+    outtray: CommandLine, database: Database
+) -> None:
+    with closing(Rounds(celery_app(database.settings, "dispatcher"))) as rounds:
+        for priority in (ORDINARY, ORDINARY, EXPRESS):
+            rounds.publish([uuid4()], priority)
+    assert outtray.ok("status", "--json").json["redis"]["rounds"] == 3
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from outtray.wakes import redis_url
 from outtray_schema.settings import Settings
 from outtray_schema.vault import Vault
 
-ROUNDS = "outtray:q:rounds"
-"""The Redis list in which Celery keeps rounds that wait: key prefix and queue of the worker's Celery settings."""
+ROUNDS = ("outtray:q:rounds", "outtray:q:rounds\x06\x161")
+"""The Redis lists in which Celery keeps rounds that wait, one for each priority: those that overtake, and the others.
+Key prefix and queue are of the worker's Celery settings, the separator is kombu's (kombu/transport/redis.py, 5.7.0)."""
 
 SILENT_AFTER = timedelta(seconds=30)
 """A process that did not beat for this long counts as gone."""
@@ -224,7 +225,7 @@ def read_redis(settings: Settings) -> RedisFacts:
     """Whether Redis answers within `redis_timeout`. Never raises for Redis's sake."""
     client = redis_client(settings)
     try:
-        return RedisFacts(True, int(client.llen(ROUNDS)))
+        return RedisFacts(True, sum(int(client.llen(key)) for key in ROUNDS))
     except (RedisError, OSError) as error:
         return RedisFacts(False, None, type(error).__name__)
     finally:

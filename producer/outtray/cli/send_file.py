@@ -228,18 +228,18 @@ def _progress(file: IO[bytes], what: str) -> Iterator[Callable[[int], None]]:
         TextColumn(what),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[rows]:,} rows"),
+        TextColumn("{task.fields[lines]:,} lines"),
         TimeRemainingColumn(),
     )
     total = os.fstat(file.fileno()).st_size
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task(what, total=total, rows=0)
-        rows = 0
+        task = progress.add_task(what, total=total, lines=0)
+        lines = 0
 
         def moved(size: int) -> None:
-            nonlocal rows
-            rows += 1
-            progress.update(task, advance=size, rows=rows)
+            nonlocal lines
+            lines += 1
+            progress.update(task, advance=size, lines=lines)
 
         yield moved
 

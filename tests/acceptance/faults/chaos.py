@@ -61,6 +61,7 @@ def rage(here: Town, services: Services, seconds: float, chance: random.Random, 
     """Cells in shuffled order, a trouble after each few waves, until the time is over. Returns the troubles' count."""
     until, troubles, left = time.monotonic() + seconds, Counter[str](), list[Cell]()
     names: list[str] = []
+    said = 0
     cheap = [cell for cell in cells() if cell.fault in ANSWERS and BY_NAME[cell.step].under_way == "provider"]
     cheap = [cell for cell in cheap if not cell.step.startswith("token")]
     while time.monotonic() < until and len(tally.violations) < ENOUGH:
@@ -83,6 +84,9 @@ def rage(here: Town, services: Services, seconds: float, chance: random.Random, 
             f"wave {tally.waves} ({took:.0f} s), {tally.faulted} messages faulted, "
             f"{len(tally.violations)} violations; {name}"
         )
+        for violation in tally.violations[said:]:
+            _say(f"VIOLATION {violation}")
+        said = len(tally.violations)
     return troubles
 
 
@@ -161,7 +165,7 @@ def main() -> int:
     _say(table(tally, one or None))
     if troubles:
         _say(f"Troubles of servers and processes: {_counted(troubles)}.")
-    for violation in tally.violations:
+    for violation in tally.violations:  # once more, behind the table
         _say(f"VIOLATION {violation}")
     _say(f"SEED={seed}, {time.monotonic() - begun:.0f} s")
     return 1 if tally.violations else 0
