@@ -26,12 +26,14 @@ from outtray_worker import queues
 from outtray_worker.celery import celery_app
 from outtray_worker.commands_intake import ClientDesk
 from outtray_worker.dispatcher import Dispatcher
-from outtray_worker.intake import TASK, Intake, queue_of
+from outtray_worker.intake import TASK, VISIBILITY, Intake, queue_of
 from outtray_worker.process import ProcessThread, connect
 from outtray_worker.rounds import QUEUE, Rounds
 from outtray_worker.serve import worker_app
 from polling import eventually
 
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+END_WAITING = f"SELECT pg_terminate_backend(pid) FROM ({WAITING}) AS w"
 HELLO = {"to": "ann@elsewhere.example", "subject": "canary-subject", "text": "Hello Ann"}
 
 
@@ -159,6 +161,38 @@ def test_an_apps_celery_enqueues_without_a_secret_and_a_process_that_ends_loses_
         enqueued = ask(database.settings, "SELECT actor FROM outtray.journal WHERE kind = 'enqueued'")
         assert {row["actor"] for row in enqueued} == {"celery"}
     assert line("intake", "--app", "nobody").code == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("committed", [False, True])
+def test_an_intake_killed_between_taking_and_acknowledging_leaves_the_task_to_the_next_one(database, committed):
+    """Its visibility timeout is over at once here: Redis' own clock of what was taken is set back."""
+    line = CommandLine.on(database.settings)
+    key = line.ok("keys", "public", "--json").json["public_key"]
+    broker = redis.Redis.from_url(redis_url(database.settings))
+    queue, taken, since = (f"outtray:q:{name}" for name in (queue_of("default"), "unacked", "unacked_index"))
+    with crm(database.settings):
+        app = Celery("crm", broker=redis_url(database.settings), set_as_current=False)
+        app.conf.broker_transport_options = {"global_keyprefix": "outtray:q:"}
+        app.send_task(TASK, args=[seal(key, HELLO)], queue=queue_of("default"))
+        with database.connect() as watching, database.connect() as other, other.transaction():
+            other.execute("LOCK TABLE outtray.message IN ACCESS EXCLUSIVE MODE")
+            process = line.start("intake")
+            eventually(lambda: watching.execute(WAITING).fetchall(), 60, "it is taken, and on its way in")
+            assert (broker.llen(queue), broker.hlen(taken)) == (0, 1)
+            process.kill()
+            process.communicate()
+            if not committed:  # else its statement, which PostgreSQL has, goes on without it
+                watching.execute(END_WAITING)
+        eventually(lambda: len(messages(database)) == committed, 10)
+        for each, at in broker.zrange(since, 0, -1, withscores=True):
+            broker.zadd(since, {each: at - 2 * VISIBILITY})
+        process = line.start("intake")
+        try:
+            eventually(lambda: (len(messages(database)), broker.hlen(taken)) == (1, 0), 60, "the next one has it")
+        finally:
+            process.kill()
+            process.communicate()
 
 
 # ── what Flower shows ───────────────────────────────────────────────────────────────────────────────────────────────
