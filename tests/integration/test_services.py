@@ -24,6 +24,7 @@ import pytest
 import redis as redis_client
 from celery import Celery
 
+from outtray_sandbox.servers import valkey
 from outtray_sandbox.servers.place import find_place
 from outtray_sandbox.services import Services, use_embedded
 from outtray_schema.errors import SettingsError
@@ -36,6 +37,7 @@ only_root = pytest.mark.skipif(not ROOT, reason="only root can become another us
 
 USE = """
 import sys
+from outtray_sandbox.servers import valkey
 from outtray_sandbox.services import use_embedded
 from outtray_schema.settings import load_settings
 import psycopg
@@ -285,6 +287,14 @@ def test_valkey_takes_another_port_when_somebody_has_taken_its_own(quick):
         quick.valkey.start()
     assert quick.redis_url != old
     assert redis_client.Redis.from_url(quick.redis_url).ping()
+
+
+def test_valkey_waits_a_moment_for_the_port_of_a_server_that_is_still_dying(quick, monkeypatch):
+    url, free = quick.valkey.url, iter([False, False, False])
+    quick.valkey.stop()
+    monkeypatch.setattr(valkey, "_is_free", lambda port: next(free, True))
+    quick.valkey.start()
+    assert quick.valkey.url == url and next(free, None) is None
 
 
 def test_pid_files_of_the_dead_do_not_stop_a_start(quick):

@@ -26,6 +26,9 @@ HOST = "127.0.0.1"
 # Below the ports that systems give to outgoing connections (Linux 32768, macOS and IANA 49152), so that a stopped
 # server finds its port free again.
 PORTS = range(20_000, 32_000)
+PORT_PATIENCE = 2.0
+"""Seconds for which the port of last time is waited for: of a server that was killed, the main thread can be gone while
+others still hold its sockets (seen 2026-11). Whoever knows the old address would look for it in vain for ever."""
 # Lists of rounds must never be evicted: with any other policy kombu loses tasks without a word.
 CONFIGURATION = """\
 bind {host}
@@ -137,6 +140,9 @@ class Valkey:
             port, password = self._access()
         except (OSError, ValueError, KeyError):
             port, password = 0, secrets.token_urlsafe(24)
+        until = time.monotonic() + PORT_PATIENCE
+        while port and not _is_free(port) and time.monotonic() < until:
+            time.sleep(0.01)
         while not _is_free(port):
             port = random.SystemRandom().choice(PORTS)
         write_private(_access_file(self.folder), json.dumps({"port": port, "password": password}))
