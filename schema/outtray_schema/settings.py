@@ -103,6 +103,10 @@ class Settings(BaseSettings):
     )
     app: str = Field("default", description="The app that the client and the command line speak for")
     log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for collectors")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Where a worker answers Prometheus, e.g. 9464. Unset: nowhere"
+    )
+    metrics_host: str = Field("127.0.0.1", description="The address that it listens on; 0.0.0.0 in a pod")
 
     # ── dispatcher ──────────────────────────────────────────────────────────────────────────────────────────────
     round_mailboxes: int = Field(64, ge=1, le=1000, description="Mailboxes in one Celery task")

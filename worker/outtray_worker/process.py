@@ -145,6 +145,7 @@ class Process:
         self.lag = Lag()
         self.engine = Engine(self)
         self.looks = Looks(self)
+        self._show_metrics()
         self._wake_now = asyncio.Event()
         self._loops = [
             self._vital(self.content.run(), "content"),
@@ -160,6 +161,17 @@ class Process:
         ]
         self._registrar_task = self._vital(self.registrar.run(), "registrar")
         self._express_task = self._vital(self.express_lane.run(), "express lane")
+
+    def _show_metrics(self) -> None:
+        self.metrics.show(
+            {
+                "outtray_turns": ("Turns that run now", lambda: self.engine.turns),
+                "outtray_open_handovers": ("Handovers that are open now", lambda: self.handing_over),
+                "outtray_loop_lag_seconds": ("How late the event loop comes to what is due", lambda: self.lag.seconds),
+                "outtray_gate_wait_seconds": ("How long a gate waits to be written", lambda: self.registrar.wait),
+                "outtray_postgresql_up": ("1 while gates and outcomes are written", lambda: self.writing),
+            }
+        )
 
     def _new_pool(self, size: int) -> AsyncConnectionPool[AsyncConnection[Any]]:
         return AsyncConnectionPool[AsyncConnection[Any]](

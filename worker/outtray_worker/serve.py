@@ -60,12 +60,17 @@ def default_providers(settings: Settings, web: LateWeb, signals: Signals) -> Map
 
 
 def run_worker(settings: Settings, providers: Mapping[str, Provider] | None = None) -> None:
-    """Run one worker process until SIGTERM: handovers under way finish and are recorded, then exit 0."""
+    """Run one worker process until SIGTERM: handovers under way finish and are recorded, then exit 0.
+
+    Raises `SettingsError` if it cannot listen where Prometheus shall find it.
+    """
     configure_logs(settings)
     web, signals = LateWeb(settings), Signals()
     known = providers or default_providers(settings, web, signals)
-    thread = ProcessThread(Process(settings, known, web, signals))
-    app = worker_app(settings, thread)
+    process = Process(settings, known, web, signals)
+    if settings.metrics_port is not None:
+        process.metrics.serve(settings.metrics_host, settings.metrics_port)
+    app = worker_app(settings, ProcessThread(process))
     # Celery's advice on pickle as root and on late acks does not concern a worker that takes JSON and acks early.
     warnings.simplefilter("ignore", SecurityWarning)
     warnings.simplefilter("ignore", CPendingDeprecationWarning)
