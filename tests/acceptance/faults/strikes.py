@@ -88,9 +88,7 @@ class Strike:
         if fault == "kill":
             member = self.town.kill(pid)
             if member is not None and member.role == "worker":
-                self._expose(member.name_in_table)
-                time.sleep(COMMITS_BY)  # a COMMIT that was under way may be carried out after its sender's death
-                self._expose(member.name_in_table)
+                self._count_beside(member.name_in_table)
             return
         seconds = {
             "stop within lease": times.short_stop,
@@ -99,7 +97,7 @@ class Strike:
         }
         self.town.referee.stop(pid, seconds[fault], self._settled if fault == "stop past settling" else None)
         if (member := self.town.members.get(pid)) is not None:
-            self._expose(member.name_in_table)
+            self._count_beside(member.name_in_table)
             if fault == "stop past settling":
                 self.town.dead.add(member.name_in_table)
 
@@ -110,10 +108,11 @@ class Strike:
         ((state,),) = self.town.rows("SELECT state FROM outtray.message WHERE id = %s", self.target)
         return state == "sent"
 
-    def _expose(self, worker: str) -> None:
-        open_now = {row[0] for row in self.town.rows(OPEN, worker)}
-        self.beside |= open_now - {self.target}
-        self.town.open_in[worker] |= open_now
+    def _count_beside(self, worker: str) -> None:
+        """What else was open in it: a COMMIT that was under way is carried out while its sender is dead, or asleep."""
+        for pause in (COMMITS_BY, 0.0):
+            self.beside |= {row[0] for row in self.town.rows(OPEN, worker)} - {self.target}
+            time.sleep(pause)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 

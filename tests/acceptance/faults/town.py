@@ -14,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -89,6 +89,19 @@ REAL = Times(
 )  # fmt: skip
 
 
+CLAIMS = """
+CREATE SCHEMA judge;
+CREATE TABLE judge.claim (mailbox_id uuid, fence bigint, worker text, PRIMARY KEY (mailbox_id, fence));
+CREATE FUNCTION judge.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO judge.claim VALUES (NEW.id, NEW.turn_fence, NEW.turn_worker); RETURN NULL;
+END $$;
+CREATE TRIGGER judge AFTER UPDATE OF turn_fence ON outtray.mailbox FOR EACH ROW
+    WHEN (NEW.turn_fence > OLD.turn_fence) EXECUTE FUNCTION judge.note();
+"""
+"""Whose each fence was: a message names the fence of its handover, and no longer its worker."""
+NO_CLAIMS = "DROP TRIGGER judge ON outtray.mailbox; DROP SCHEMA judge CASCADE"
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A mailbox on a route. `limit`: messages that it may send in a day."""
@@ -137,9 +150,6 @@ class Town:
     by_themselves: list[str] = field(default_factory=list)
     """Processes that ended though nobody had killed them."""
     deaths: Counter[str] = field(default_factory=Counter)
-    open_in: dict[str, set[UUID]] = field(default_factory=lambda: defaultdict(set))
-    """By process: messages whose handover was open in it when a signal befell it. One that is stopped and then killed
-    takes with it what it had not recorded since."""
     dead: set[str] = field(default_factory=set)
     """Processes as they name themselves that were killed, or stopped for so long that their answers came too late."""
     _number: int = 0
@@ -301,6 +311,19 @@ class Town:
 
 
 @contextmanager
+def _claims_noted(settings: Settings) -> Iterator[None]:
+    def run(statement: str) -> None:
+        with psycopg.connect(str(settings.database_url), autocommit=True) as connection:
+            connection.execute(statement)
+
+    run(CLAIMS)
+    try:
+        yield
+    finally:
+        run(NO_CLAIMS)
+
+
+@contextmanager
 def town(settings: Settings, sockets: Path, folder: Path, times: Times = SCALED) -> Iterator[Town]:
     """Servers, client and nursery; no mailbox yet, and nobody runs. `sockets`: where PostgreSQL's own is."""
     with ExitStack() as stack:
@@ -325,6 +348,7 @@ def town(settings: Settings, sockets: Path, folder: Path, times: Times = SCALED)
         }  # fmt: skip
         database = str(settings.database_url).partition("?")[0] + f"?host={proxy.folder}"
         env = environment(settings, **times.scaled, **urls, crash_at=str(referee.folder), database_url=database)
+        stack.enter_context(_claims_noted(settings))
         client = stack.enter_context(Outtray(settings.model_copy(update=urls), actor="faults"))
         client.apps.add("default")
         client.provider_apps.add("google", "google", client_id=CLIENT, secret=SECRET)

@@ -38,6 +38,10 @@ FROM outtray.message m JOIN outtray.mailbox b ON b.id = m.mailbox_id
 WHERE m.id = ANY(%s) AND m.state NOT IN ('sent', 'failed', 'cancelled', 'expired')
 """
 ENDS = "SELECT id, state, reason FROM outtray.message WHERE id = ANY(%s)"
+EXPOSED = """
+SELECT m.id FROM outtray.message m JOIN judge.claim c ON c.mailbox_id = m.mailbox_id AND c.fence = m.handover_fence
+WHERE m.state = 'unknown' AND c.worker = ANY(%s)
+"""
 HELD = "SELECT count(*) FROM outtray.mailbox WHERE turn_until IS NOT NULL"
 JOURNAL = "SELECT kind FROM outtray.journal WHERE message_id = %s ORDER BY id"
 BY_TO = "SELECT id FROM outtray.message WHERE mailbox_id = %s ORDER BY id DESC LIMIT 1"
@@ -271,8 +275,8 @@ class Wave:
 
     @cached_property
     def _exposed(self) -> set[UUID]:
-        """What was open in processes that were killed, or that slept past every deadline."""
-        return {each for worker in list(self.town.dead) for each in self.town.open_in[worker]}
+        """What is unknown of processes that were killed, or that slept past every deadline."""
+        return {row[0] for row in self.town.rows(EXPOSED, list(self.town.dead))}
 
     def judge(self) -> None:
         taken, ours = self.town.taken(), {letter.to for letter in self.letters}
