@@ -109,10 +109,13 @@ class Registrar:
 
     @property
     def wait(self) -> float:
-        """Seconds that what is written now had to wait; 0 once nothing was written for a second."""
+        """Seconds that what is written now had to wait; 0 once nothing was written for a second. For any thread."""
         now = boottime()
         lately = self._waited if now - self._wrote_at < 1.0 else 0.0
-        return max(lately, now - self._queue[0].since) if self._queue else lately
+        try:
+            return max(lately, now - self._queue[0].since)
+        except IndexError:
+            return lately
 
     @property
     def waiting(self) -> int:
