@@ -108,7 +108,7 @@ WRONG: list[tuple[str, tuple[str, ...], str]] = [
     ("to\na@b.example\n", ("--then", "nudge"), "each --then has its --after"),
     ("to\na@b.example\n", ("--then", "nudge", "--after", "soon"), "--after soon"),
     ("to\na@b.example\n", ("--to", "b@c.example"), "--csv brings the addresses"),
-    ("to\na@b.example\n", ("--text-file", "x"), "--template, which brings the text"),
+    ("to\na@b.example\n", ("--text-file", "x"), "--template the text: leave out --text-file"),
 ]
 
 
@@ -118,7 +118,7 @@ def test_a_list_or_flags_that_cannot_be_are_refused_with_the_cure(outtray: Comma
         path.write_bytes(list_.encode("utf-8", "surrogateescape"))
         ran = outtray("send", "--csv", str(path), "--template", "intro", *flags)
         assert ran.code == 2 and told in ran.err, told
-    assert "belong to --csv" in outtray("send", "--template", "intro").err
+    assert "--template: only with --csv" in outtray("send", "--template", "intro").err
 
 
 def test_templates_are_kept_by_version_and_shown_as_they_were_written(outtray: CommandLine, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from outtray.cli.options import AppName, Json, examples, flag
 from outtray.cli.screen import STATES, colored, count, done, errors, hint, moment, out, plain, print_json
 from outtray.cli.send_csv import CsvOrder, columns_of, send_csv, then_of
 from outtray.cli.send_file import FileOrder, send_file
+from outtray.cli.send_forms import given_flags, refuse_mixtures
 from outtray.cli.send_mime import Eml, Invitation, UnsubscribeMailto, UnsubscribeUrl, mime_fields
 from outtray.cli.session import database, ready_services
 from outtray.cli.times import time_of
@@ -176,6 +177,7 @@ RefusedFile = Annotated[
 
 
 def send(
+    context: typer.Context,
     to: To = None,
     cc: Cc = None,
     bcc: Bcc = None,
@@ -226,35 +228,17 @@ def send(
     From then on a worker delivers it from its mailbox: never lost, never doubled, never over a limit.
     Flags can be seen in the machine's process list: what is confidential goes into --file.
     """
-    addresses: dict[str, Any] = {"to": to, "cc": cc, "bcc": bcc, "reply_to": reply_to, "from": sender}
+    refuse_mixtures(given_flags(context))
     if file is not None:
-        if (
-            any(addresses.values())
-            or subject
-            or text_file
-            or html_file
-            or wait is not None
-            or reply_to_message
-            or draft
-            or eml
-            or invitation
-        ):
-            raise UsageError("--file brings whole messages; leave out --to, --subject, bodies, --draft and --wait")
         send_file(FileOrder(file, key, mailbox, dry_run, keep_going, refused), app, as_json)
         return
-    if csv is None and (template or then or after or column):
-        raise UsageError("--template, --then, --after and --column belong to --csv")
-    if csv is None and (keep_going or refused):
-        raise UsageError("--keep-going and --refused belong to --file and --csv")
-    if csv is not None and (template is None or wait is not None or text_file or html_file or inline):
-        raise UsageError("--csv needs --template, which brings the text; leave out bodies, --inline and --wait")
-    if csv is not None and (any((to, cc, bcc, subject, in_reply_to, reference, reply_to_message))):
-        raise UsageError("--csv brings the addresses and --template the subject; leave out --to, --subject and threads")
-    if eml is not None and (csv is not None or text_file or html_file):
-        raise UsageError("--eml brings a whole mail; leave out --csv and bodies")
     has_more = bool(attach or inline or invitation) or answering == "forward"
     fields: dict[str, Any] = {
-        **addresses,
+        "to": to,
+        "cc": cc,
+        "bcc": bcc,
+        "reply_to": reply_to,
+        "from": sender,
         **mime_fields(eml, invitation, unsubscribe_url, unsubscribe_mailto),
         **({} if csv is not None or eml is not None else _bodies(text_file, html_file, has_more)),
         "subject": subject,
