@@ -104,7 +104,11 @@ class Settings(BaseSettings):
     app: str = Field("default", description="The app that the client and the command line speak for")
     log_format: str = Field("text", pattern="^(text|json)$", description="text for people, json for collectors")
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Where a worker answers Prometheus, e.g. 9464. Unset: nowhere"
+        None,
+        ge=1,
+        le=65535,
+        examples=[9464],
+        description="Where a worker answers Prometheus, e.g. 9464. Unset: nowhere",
     )
     metrics_host: str = Field("127.0.0.1", description="The address that it listens on; 0.0.0.0 in a pod")
 
@@ -315,6 +319,7 @@ def _complaint(item: Any) -> str:
     name = str(item["loc"][0])
     field = Settings.model_fields.get(name)
     default = field.get_default(call_default_factory=True) if field else None
+    default = field.examples[0] if field and field.examples else default
     example = f"{default.total_seconds():g}s" if isinstance(default, timedelta) else default
     reason = item["msg"].removeprefix("Value error, ")
     return f"OUTTRAY_{name.upper()}: {reason}. Example: OUTTRAY_{name.upper()}={example} (docs/settings.md)"
