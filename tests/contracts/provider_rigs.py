@@ -182,7 +182,7 @@ FAULTS: dict[Fault, dict[str, Any]] = {
 
 
 def quick_settings(folder: Path, **overrides: Any) -> Settings:
-    quick = {"command_timeout": "600ms", "connect_timeout": "2s", "prepare_limit": "4s"}
+    quick = {"command_timeout": "1s", "connect_timeout": "2s", "prepare_limit": "5s"}
     return load_settings(data_folder=folder, smtp_clear_loopback=True, **{**quick, **overrides})
 
 
