@@ -125,7 +125,7 @@ def size() -> Size:
     """What `QUICK` asks for."""
     if os.environ.get("QUICK") == "1":
         few = RouteSize(FEW_ROUTES, 2_000, 800, 1, 5, 100)
-        return Size(1, _scenarios(8_000, 1_500, FEW_SETTINGS, FEW_SLOW_SETTINGS), few, 200_000, 1, _questions(20_000))
+        return Size(1, _scenarios(8_000, 1_500, FEW_SETTINGS, FEW_SLOW_SETTINGS), few, 200_000, 1, _questions(60_000))
     every = RouteSize(ROUTES, 4_000, 1_000, 3, 8, 300)
     return Size(5, _scenarios(20_000, 4_000, ALL_SETTINGS, SLOW_SETTINGS), every, 1_000_000, 3, _questions(100_000))
 
