@@ -21,9 +21,9 @@ from polling import eventually
 MAILBOXES = 50
 MESSAGES_A_SECOND = 8
 """About 500 in the time that a run takes."""
-LASTS, AT_MOST = 65.0, 110.0
+LASTS, AT_MOST = 65.0, 180.0
 """Seconds of faults. A run goes on beyond the first until enough kills fell into an open handover: whom they befall is
-chance, and a worker that has just been started has none."""
+chance, and a worker that has just been started has none: for seconds, on a busy machine."""
 KILLS, IN_A_HANDOVER = 20, 10
 """How many must fall to prove anything."""
 SCALED = {
@@ -68,6 +68,7 @@ def enqueue_some(client: Outtray, boxes: list, start: int, count: int) -> None:
 
 @pytest.mark.processes
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_kills_and_flushes_send_nothing_twice_and_lose_nothing(database, services, redis, tmp_path, seed):
     chance = random.Random(seed)
     with SmtpServer(tmp_path / "accepted.jsonl", users={f"box{n}@example.org": "pw" for n in range(MAILBOXES)},
