@@ -36,20 +36,6 @@ class Rest:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotNow:
-    """This message waits for its own window; the next one may leave."""
-
-    wait: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Never:
-    """Alone, this message is more than a day's limit; the next one may leave."""
-
-    failed: Failed
-
-
 class Conditions:
     """Those of one turn. `until`: the turn's own end, beyond which nothing is waited for."""
 
@@ -64,11 +50,15 @@ class Conditions:
         self._times = TurnTimes(process.pool, mailbox)
         self._until = until
 
-    async def ask(self, message: DueMessage, written: Callable[[], Awaitable[None]]) -> Rest | NotNow | Never | None:
-        """None: it may leave, and has its token. `written` returns once the outcome before this message is written."""
+    async def ask(self, message: DueMessage, written: Callable[[], Awaitable[None]]) -> Rest | Refusal | Failed | None:
+        """None: it may leave, and has its token. Rest: nothing of this mailbox may, for so long.
+
+        Else this message alone does not, and the next one may: what is to be written of it, or why it never can.
+        `written` returns once the outcome before this message is written.
+        """
         wait = self._times.wait_of(message)
         if wait is not None:
-            return NotNow(wait)
+            return Refusal(message.id, self._mailbox.id, message.version, kind=CLOSED, again=wait, reason=CLOSED)
         limit = await self._binding(message)
         rest = await self._times.rest(self._until)
         if rest is not None:
@@ -92,12 +82,12 @@ class Conditions:
 
     async def _over_quota(
         self, message: DueMessage, limit: str, written: Callable[[], Awaitable[None]]
-    ) -> Rest | Never:
+    ) -> Rest | Failed:
         """How long the mailbox rests until this message fits, unless it never can."""
         await written()  # or the last handover would still count as open: from its deadline
         frees = await self._quotas.frees_in(self._mailbox, message)
         if frees is None:
-            return Never(Failed(f"alone more than the mailbox's limit of {limit}"))
+            return Failed(f"alone more than the mailbox's limit of {limit}")
         return Rest(frees, f"quota: {limit}")
 
     # ── what an attempt does to them ────────────────────────────────────────────────────────────────────────────
@@ -133,8 +123,3 @@ class Conditions:
     def close(self) -> None:
         """The turn is over."""
         self._tokens.return_unused()
-
-
-def closed(mailbox: ClaimedMailbox, message: DueMessage, not_now: NotNow) -> Refusal:
-    """What is written of a message whose own window is closed: it is due again once that opens."""
-    return Refusal(message.id, mailbox.id, message.version, kind=CLOSED, again=not_now.wait, reason=CLOSED)

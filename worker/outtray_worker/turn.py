@@ -25,7 +25,7 @@ from outtray_worker import partial
 from outtray_worker.abandon import abandon
 from outtray_worker.claim import ClaimedMailbox, DueMessage
 from outtray_worker.compose import Composed, make_final
-from outtray_worker.conditions import Conditions, Never, NotNow, Rest, closed
+from outtray_worker.conditions import Conditions, Rest
 from outtray_worker.content import AHEAD, Content, ContentMissing, arrived, forget
 from outtray_worker.deadline import Deadline
 from outtray_worker.items import Gate, MailboxMove, Passed, Refusal, Stopped
@@ -91,7 +91,7 @@ class Turn:
             if isinstance(standing, Rest):
                 return standing
             if standing is not None:
-                self._write(self._passed_over(message, standing))
+                self._pass_over(message, standing)
                 continue
             if not await self._deliver(message):
                 return self._rest
@@ -100,11 +100,10 @@ class Turn:
     def _over(self) -> bool:
         return self._until.passed or self.lease.lost or self._process.draining
 
-    def _passed_over(self, message: DueMessage, standing: NotNow | Never) -> Refusal | MailboxMove | None:
-        """What is written of a message that does not leave now, while the others go on."""
-        if isinstance(standing, NotNow):
-            return closed(self._mailbox, message, standing)
-        return refusal_of(self._attempt(message, message.version, False), standing.failed)
+    def _pass_over(self, message: DueMessage, why: Refusal | Failed) -> None:
+        """It does not leave now, or never can, while the others go on."""
+        attempt = self._attempt(message, message.version, False)
+        self._write(why if isinstance(why, Refusal) else refusal_of(attempt, why))
 
     async def _written(self) -> None:
         if self._unwritten is not None:

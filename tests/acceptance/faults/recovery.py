@@ -14,7 +14,7 @@ import psycopg
 import redis
 
 from acceptance.faults.matrix import ROUTES
-from acceptance.faults.town import Box, Times, Town
+from acceptance.faults.town import Box, Town
 from outtray import Message
 from outtray.wakes import redis_url
 from polling import eventually
@@ -79,11 +79,7 @@ def after_killing_all_workers(town: Town) -> Recovery:
     for member in town.of_role("worker"):
         town.kill(member.pid)
     killed = time.monotonic()
-    return _measured(town, "all workers killed", busy, killed, _lease_and_sweep(town.times) + START, to)
-
-
-def _lease_and_sweep(times: Times) -> float:
-    return times.lease + times.sweep
+    return _measured(town, "all workers killed", busy, killed, town.times.lease + town.times.sweep + START, to)
 
 
 def _boxes(town: Town, per_minute: int | None) -> list[Box]:
